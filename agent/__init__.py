@@ -1,0 +1,1 @@
+"""The node agent: the only place with sockets, threads, clocks and logs."""

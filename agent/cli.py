@@ -1,0 +1,51 @@
+"""``trireme``: the root of the command line.
+
+Commands load when they are used, so that ``trireme --help`` is instant and a command only needs its own libraries.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Final
+
+import click
+
+COMMANDS: Final = {
+    "agent": "Run the node agent.",
+    "ca": "Make and use the certificate authority of a trust domain.",
+    "cleanup": "Remove every rule and file the agent left in the namespaces it held.",
+    "demo": "Beer of the day: see identity enforced on this machine.",
+    "key": "Make a pre-shared key.",
+    "node": "Enrol this node: make its key, request its certificate.",
+    "observe": "Follow live verdicts of the agent on this machine.",
+    "policy": "Check, explain, test and compare policies; no root needed.",
+}
+"""Command name to its one-line help; the command itself is ``agent.commands.<name>:command``."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported by name on first use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"agent.commands.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="trireme-py", prog_name="trireme")
+def main() -> None:
+    """Enforce Kubernetes NetworkPolicy between identities, not IP addresses."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""NetworkPolicy and ClusterNetworkPolicy: load, compile, decide, explain. Pure functions over plain data."""

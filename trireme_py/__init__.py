@@ -1,0 +1,1 @@
+"""The core of trireme-py: the exchange, the packets and the state, without any I/O."""
