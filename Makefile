@@ -1,0 +1,37 @@
+# `make demo` and `make test` are all a newcomer needs; both set up what is missing first.
+.PHONY: help demo test setup lint bench clean
+.DEFAULT_GOAL := help
+
+PYTHON := .venv/bin/python
+
+help:
+	@echo "make demo    beer of the day: see identity enforced on this machine (about a minute)"
+	@echo "make test    everything that must be green: lint, types, tests"
+	@echo "make setup   only the set-up: Debian packages, .venv, a look at the kernel"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   the numbers behind every speed claim"
+	@echo "make clean   remove .venv and every cache"
+
+setup:
+	@scripts/setup
+
+demo:
+	@scripts/setup --kernel
+	@$(PYTHON) -m agent.cli demo $(ARGS)
+
+lint: setup
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy --strict trireme_py policy agent
+
+test: lint
+	$(PYTHON) -m pytest
+
+bench: setup
+	@set -e; for file in bench/bench_*.py; do \
+		if [ -f "$$file" ]; then echo "== $$file"; $(PYTHON) "$$file"; fi; \
+	done
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
