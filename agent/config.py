@@ -1,0 +1,316 @@
+"""The agent's configuration: one ``kind: AgentConfig`` document in the ``--config`` folder (docs/standalone.md).
+
+Parsing is strict, and reports everything that is wrong at once, each with file, line and field.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
+
+import msgspec
+
+from agent.failmode import FailMode
+from policy.document import DocumentError, Lines, join, read_documents_untrusted
+from trireme_py.errors import ConfigError
+
+API_VERSION: Final = "trireme.io/v1alpha1"
+KIND: Final = "AgentConfig"
+DEFAULT_RUNTIME_DIRECTORY: Final = "/run/trireme"
+
+Network = IPv4Network | IPv6Network
+AuthMode = Literal["psk", "pki"]
+RuleBackendName = Literal["auto", "nft", "legacy", "python-iptables"]
+
+_TRUST_DOMAIN: Final = re.compile(r"[a-z0-9._-]{1,255}")  # SPIFFE-ID standard, section 2.1
+_DURATION: Final = re.compile(r"(\d{1,6})([smh])")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
+_LIFETIME_RANGE_S: Final = (60, 24 * 3600)
+"""Shorter than a minute leaves no time to renew at half of it; longer than a day makes a stolen one useful."""
+_PRIVATE: Final = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
+"""Private addresses (RFC 1918, RFC 6598, RFC 4193): where pods live in practice."""
+_EXAMPLE: Final = (
+    "apiVersion: trireme.io/v1alpha1, kind: AgentConfig, "
+    "spec: {trustDomain: example.org, mode: psk, credentials: {presharedKey: psk.key}}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialPaths:
+    """Where this node's keys lie, absolute. Those of the other mode are None."""
+
+    preshared_key: Path | None = None
+    key: Path | None = None
+    certificate: Path | None = None
+    authority: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """Everything the agent can be told. Every field has a user; docs/standalone.md says what each is for."""
+
+    trust_domain: str
+    mode: AuthMode
+    credentials: CredentialPaths
+    pod_ranges: tuple[Network, ...]
+    """Where pods live: an address here that is translated must be explained by conntrack."""
+    identity_scope: tuple[Network, ...]
+    """Destinations that may see a token; labels go nowhere else."""
+    require_translation_evidence: bool
+    """Refuse a dialled address outside every pod range that conntrack cannot explain, instead of counting it."""
+    node_network_namespace: str | None
+    """Whose conntrack is asked about translations, name or path; None: the agent's own namespace."""
+    mark_mask: int
+    queue: int
+    rules: RuleBackendName
+    fail_mode: FailMode
+    metrics: tuple[str, int] | None
+    """Address and port to serve metrics on; None: off."""
+    flow_log: str | None
+    """Path, ``-`` for standard output; None: off."""
+    runtime_directory: Path
+    assertion_lifetime_s: int
+    audit: bool
+    """Judge and report everything, enforce nothing."""
+
+
+class _CredentialsDocument(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    preshared_key: str | None = None
+    key: str | None = None
+    certificate: str | None = None
+    authority: str | None = None
+
+
+class _SpecDocument(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    trust_domain: str
+    mode: AuthMode
+    credentials: _CredentialsDocument
+    pod_ranges: list[str] = []
+    identity_scope: list[str] = msgspec.field(default_factory=lambda: list(_PRIVATE))
+    require_translation_evidence: bool = False
+    node_network_namespace: str | None = None
+    mark_mask: Annotated[int, msgspec.Meta(ge=1, le=0xFFFFFFFF)] = 0xFF0000
+    queue: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 7
+    rules: RuleBackendName = "auto"
+    fail_mode: Literal["closed", "open"] = "closed"
+    # YAML reads a bare `off` as the boolean false.
+    metrics: str | bool = "127.0.0.1:9643"
+    flow_log: str | bool = False
+    runtime_directory: str = DEFAULT_RUNTIME_DIRECTORY
+    assertion_lifetime: str = "1h"
+    audit: bool = False
+
+
+_REQUIRED_CREDENTIALS: Final[dict[str, tuple[str, ...]]] = {
+    "psk": ("presharedKey",),
+    "pki": ("key", "certificate", "authority"),
+}
+_CREDENTIAL_COMMAND: Final = {"psk": "trireme key generate", "pki": "trireme node enroll"}
+
+
+@dataclass(slots=True)
+class _Report:
+    """Collects what is wrong in one document."""
+
+    file: Path
+    lines: Lines
+    problems: list[tuple[int, str]]
+
+    def add(self, path: str, message: str) -> None:
+        line = self.lines.of(path)
+        self.problems.append((line, f"{self.file}:{line}: {path}: {message}"))
+
+    def text(self) -> str:
+        return "\n".join(text for _, text in sorted(self.problems))
+
+
+def load(folder: Path) -> AgentConfig:
+    """Read the configuration from the one AgentConfig document in ``folder``.
+
+    Raises ConfigError whose text lists every problem, one a line.
+    """
+    unreadable: list[str] = []
+    found = list(_documents(folder, unreadable))
+    if not found:
+        example = f"{folder}: no {KIND} document in any .yaml file; write one: {_EXAMPLE}"
+        raise ConfigError("\n".join([*unreadable, example]))
+    if len(found) > 1:
+        places = ", ".join(f"{file}:{lines.line}" for file, _, lines in found)
+        raise ConfigError(f"{folder}: more than one {KIND} document ({places}); keep one")
+    file, document, lines = found[0]
+    report = _Report(file, lines, [])
+    config = _parse(document, report)
+    if report.problems:
+        raise ConfigError(report.text())
+    return config
+
+
+def is_agent_config(document: object) -> bool:
+    """Tell whether a document of the folder is ours to read."""
+    return isinstance(document, dict) and document.get("kind") == KIND
+
+
+def _documents(folder: Path, unreadable: list[str]) -> Iterator[tuple[Path, dict[str, Any], Lines]]:
+    try:
+        files = sorted(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml") and path.is_file())
+    except OSError as error:
+        raise ConfigError(f"configuration folder {folder}: {error.strerror}") from error
+    for file in files:
+        try:
+            for document, lines in read_documents_untrusted(file.read_text(encoding="utf-8")):
+                if is_agent_config(document):
+                    yield file, document, lines
+        except DocumentError as error:
+            unreadable.append(f"{file}:{error.line}: {error.message}")
+        except (OSError, UnicodeDecodeError) as error:
+            unreadable.append(f"{file}: {error}")
+
+
+def _parse(document: dict[str, Any], report: _Report) -> AgentConfig:
+    """Return the configuration, which is of use only if nothing was reported."""
+    for key in document:
+        if key not in ("apiVersion", "kind", "metadata", "spec"):
+            report.add(key, "unknown field; an AgentConfig has apiVersion, kind, metadata and spec")
+    if document.get("apiVersion") != API_VERSION:
+        report.add("apiVersion", f"expected {API_VERSION}")
+    values = _decode(_SpecDocument, document.get("spec"), "spec", report)
+    # A field that could not be decoded gets a harmless value, so that the others are still checked.
+    harmless: dict[str, Any] = {"trust_domain": "none", "mode": None, "credentials": None}
+    return _semantics(_SpecDocument(**{**harmless, **values}), report)
+
+
+def _decode(kind: type[Any], data: object, path: str, report: _Report) -> dict[str, Any]:
+    """Decode a struct field by field, so that one wrong field does not hide the next; return the good ones."""
+    if not isinstance(data, dict):
+        report.add(path, "missing" if data is None else "expected a mapping")
+        return {}
+    known = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            report.add(join(path, key), f"unknown field; did you mean {near[0]}?" if near else "unknown field")
+            continue
+        wanted = known[key].type
+        if isinstance(wanted, type) and issubclass(wanted, msgspec.Struct):
+            values[known[key].name] = wanted(**_decode(wanted, value, join(path, key), report))
+            continue
+        try:
+            values[known[key].name] = msgspec.convert(value, wanted, strict=True)
+        except msgspec.ValidationError as error:
+            text, _, where = str(error).partition(" - at `$")
+            if get_origin(wanted) is Literal:
+                text = f"{value!r} is not one of {', '.join(get_args(wanted))}"
+            report.add(join(path, key) + where.rstrip("`"), text[:1].lower() + text[1:])
+    for key, field in known.items():
+        if field.required and key not in data:
+            report.add(join(path, key), "missing")
+    return values
+
+
+def _semantics(spec: _SpecDocument, report: _Report) -> AgentConfig:
+    """Check what types cannot say."""
+    if not _TRUST_DOMAIN.fullmatch(spec.trust_domain):
+        report.add("spec.trustDomain", "lower-case letters, digits, '.', '-' and '_' only, 1 to 255 of them")
+    return AgentConfig(
+        trust_domain=spec.trust_domain,
+        mode=spec.mode,
+        credentials=_credentials(spec, report),
+        pod_ranges=_networks(spec.pod_ranges, "spec.podRanges", report),
+        identity_scope=_networks(spec.identity_scope, "spec.identityScope", report),
+        require_translation_evidence=spec.require_translation_evidence,
+        node_network_namespace=spec.node_network_namespace,
+        mark_mask=_mark_mask(spec.mark_mask, report),
+        queue=spec.queue,
+        rules=spec.rules,
+        fail_mode=FailMode(spec.fail_mode),
+        metrics=_listen_address(spec.metrics, report),
+        flow_log=_flow_log(spec.flow_log, report),
+        runtime_directory=_runtime_directory(spec.runtime_directory, report),
+        assertion_lifetime_s=_lifetime(spec.assertion_lifetime, report),
+        audit=spec.audit,
+    )
+
+
+def _credentials(spec: _SpecDocument, report: _Report) -> CredentialPaths:
+    if not isinstance(spec.credentials, _CredentialsDocument) or spec.mode not in _REQUIRED_CREDENTIALS:
+        return CredentialPaths()
+    given = {
+        "presharedKey": spec.credentials.preshared_key,
+        "key": spec.credentials.key,
+        "certificate": spec.credentials.certificate,
+        "authority": spec.credentials.authority,
+    }
+    required = _REQUIRED_CREDENTIALS[spec.mode]
+    for name, value in given.items():
+        if name in required and not value:
+            command = _CREDENTIAL_COMMAND[spec.mode]
+            report.add(f"spec.credentials.{name}", f"mode {spec.mode} needs it; make one with: {command}")
+        elif name not in required and value is not None:
+            report.add(f"spec.credentials.{name}", f"mode {spec.mode} does not use it; remove it")
+    folder = report.file.parent
+    paths = {name: None if value is None else (folder / value).absolute() for name, value in given.items()}
+    return CredentialPaths(paths["presharedKey"], paths["key"], paths["certificate"], paths["authority"])
+
+
+def _networks(texts: list[str], path: str, report: _Report) -> tuple[Network, ...]:
+    networks: list[Network] = []
+    for index, text in enumerate(texts):
+        try:
+            networks.append(ip_network(text))
+        except ValueError as error:
+            report.add(join(path, index), f"{error}; write a network such as 10.244.0.0/16")
+    return tuple(networks)
+
+
+def _mark_mask(mask: int, report: _Report) -> int:
+    bits = f"{mask:b}".rstrip("0")
+    if "0" in bits or len(bits) < 8:
+        report.add("spec.markMask", f"{mask:#x} is not 8 or more adjacent bits, such as 0xff0000")
+    return mask
+
+
+def _listen_address(value: str | bool, report: _Report) -> tuple[str, int] | None:
+    if value is False or value == "off":
+        return None
+    host, _, port = str(value).rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        ip_address(host)
+        number = int(port)
+        if not 0 <= number <= 65535:
+            raise ValueError(port)
+    except ValueError:
+        report.add("spec.metrics", f"{value!r} is not ADDRESS:PORT, such as 127.0.0.1:9643 or [::1]:9643, or off")
+        return None
+    return host, number
+
+
+def _flow_log(value: str | bool, report: _Report) -> str | None:
+    if value is False or value == "off":
+        return None
+    if isinstance(value, str) and (value == "-" or value.startswith("/")):
+        return value
+    report.add("spec.flowLog", f"{value!r} is not an absolute path, '-' for standard output, or off")
+    return None
+
+
+def _runtime_directory(value: str, report: _Report) -> Path:
+    # A Unix socket's path holds 107 bytes (unix(7)); ours is "/observe.sock" longer than the folder.
+    if not value.startswith("/") or len(value.encode()) > 90:
+        report.add("spec.runtimeDirectory", "an absolute path of at most 90 bytes, such as /run/trireme")
+    return Path(value)
+
+
+def _lifetime(value: str, report: _Report) -> int:
+    match = _DURATION.fullmatch(value)
+    seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
+    low, high = _LIFETIME_RANGE_S
+    if not low <= seconds <= high:
+        report.add("spec.assertionLifetime", f"{value!r} is not a time from 1m to 24h, such as 15m or 1h")
+    return seconds

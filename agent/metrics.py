@@ -1,0 +1,204 @@
+"""Metrics for Prometheus, read from the agent's own counters when they are scraped.
+
+Nothing on the packet path knows of this module's families: counting is a dictionary increment, and the cost of a
+scrape is paid by the scraper. Labels are bounded and enumerated; no pod name, address, port or label value among them.
+docs/metrics.md lists every series.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Final
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from agent.flowlog import verdict_of
+from agent.logs import fields
+from trireme_py.errors import ConfigError
+from trireme_py.model import Direction, DropReason, FlowEvent, Reason
+
+log = logging.getLogger(__name__)
+
+FlowKey = tuple[Direction, str, Reason]
+
+
+class FlowCounts:
+    """Judged flows by direction, verdict and reason, for the lifetime of the process."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[FlowKey] = Counter()
+
+    def publish(self, events: Iterable[FlowEvent]) -> None:
+        """Count ``events``; called by the data path's thread alone."""
+        for event in events:
+            self._counts[event.direction, verdict_of(event), event.decision.reason] += 1
+
+    def read(self) -> dict[FlowKey, int]:
+        return dict(self._counts)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueReading:
+    """The counters of the agent's queues, summed over the pods (docs/datapath.md)."""
+
+    packets: int = 0
+    """Packets the kernel handed to user space."""
+    kernel_dropped: int = 0
+    """Packets the kernel dropped because the queue was full."""
+    user_dropped: int = 0
+    """Packets the kernel dropped because they could not be sent to the socket."""
+    backlog: int = 0
+    """Packets waiting for a verdict now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Everything a scrape reports, read at one moment."""
+
+    flows: Mapping[FlowKey, int] = field(default_factory=dict)
+    drops: Mapping[DropReason, int] = field(default_factory=dict)
+    queues: QueueReading = QueueReading()
+    identities_cached: int = 0
+    half_open: int = 0
+    established: int = 0
+    endpoints: int = 0
+    policies: int = 0
+    policy_revision: int = 0
+    """Raised by one whenever a change of pods or policies is in force."""
+    config_problems: int = 0
+    """Things wrong in the configuration folder now; each is in the log."""
+    rule_errors: int = 0
+    assertion_not_after: float = 0.0
+    """The earliest end of validity of the local identities, seconds since the Unix epoch; 0 without pods."""
+    flow_log_dropped: int = 0
+    observe_dropped: int = 0
+    observe_slow: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BuildInfo:
+    """What runs; the labels of ``trireme_agent_info``."""
+
+    version: str
+    backend: str
+    """The rule back end in use."""
+    datapath: str
+    mode: str
+    """``psk`` or ``pki``."""
+
+
+class AgentCollector(Collector):
+    """Turns one :class:`Reading` into metric families at each scrape."""
+
+    def __init__(self, info: BuildInfo, read: Callable[[], Reading]) -> None:
+        self._info = info
+        self._read = read
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing: the registry must not read the agent before it is complete."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        reading = self._read()
+        info = GaugeMetricFamily(
+            "trireme_agent_info", "What runs; always 1.", labels=("version", "backend", "datapath", "mode")
+        )
+        info.add_metric((self._info.version, self._info.backend, self._info.datapath, self._info.mode), 1)
+        yield info
+
+        flows = CounterMetricFamily(
+            "trireme_flows", "Judged connections and flows.", labels=("direction", "verdict", "reason")
+        )
+        for (direction, verdict, reason), count in reading.flows.items():
+            flows.add_metric((direction.value, verdict, reason.value), count)
+        yield flows
+
+        drops = CounterMetricFamily("trireme_packets_dropped", "Packets dropped by the data path.", labels=("reason",))
+        for drop_reason in DropReason:
+            # Every reason is there from the start: a rate over a series that just appeared misses its first count.
+            drops.add_metric((drop_reason.value,), reading.drops.get(drop_reason, 0))
+        yield drops
+
+        yield from _plain(reading)
+
+
+_COUNTERS: Final[tuple[tuple[str, str, Callable[[Reading], float]], ...]] = (
+    ("trireme_nfqueue_packets", "Packets queued to the agent.", lambda r: r.queues.packets),
+    ("trireme_nfqueue_dropped", "Packets dropped by the kernel: queue full.", lambda r: r.queues.kernel_dropped),
+    ("trireme_nfqueue_user_dropped", "Packets dropped by the kernel: socket full.", lambda r: r.queues.user_dropped),
+    ("trireme_rule_sync_errors", "Rule changes that failed.", lambda r: r.rule_errors),
+    ("trireme_flow_log_dropped", "Flow log lines lost to a slow or full disk.", lambda r: r.flow_log_dropped),
+    (
+        "trireme_observe_dropped",
+        "Verdicts the observe socket could not keep up with.",
+        lambda r: r.observe_dropped,
+    ),
+    ("trireme_observe_slow_subscribers", "Observers disconnected as too slow.", lambda r: r.observe_slow),
+)
+_GAUGES: Final[tuple[tuple[str, str, Callable[[Reading], float]], ...]] = (
+    ("trireme_nfqueue_backlog_packets", "Packets waiting for a verdict.", lambda r: r.queues.backlog),
+    ("trireme_identities_cached", "Verified identities of peers in memory.", lambda r: r.identities_cached),
+    ("trireme_connections_half_open", "Exchanges under way.", lambda r: r.half_open),
+    ("trireme_connections_established", "Judged connections the data path remembers.", lambda r: r.established),
+    ("trireme_local_endpoints", "Pods enforced on this machine.", lambda r: r.endpoints),
+    ("trireme_policies", "Policies in force.", lambda r: r.policies),
+    ("trireme_policy_revision", "Revision of pods and policies in force.", lambda r: r.policy_revision),
+    ("trireme_config_problems", "Problems in the configuration folder.", lambda r: r.config_problems),
+    (
+        "trireme_assertion_not_after_timestamp_seconds",
+        "Earliest end of validity of the local identities; 0 without pods.",
+        lambda r: r.assertion_not_after,
+    ),
+)
+
+
+def _plain(reading: Reading) -> Iterator[Metric]:
+    for name, text, value in _COUNTERS:
+        yield CounterMetricFamily(name, text, value=value(reading))
+    for name, text, value in _GAUGES:
+        yield GaugeMetricFamily(name, text, value=value(reading))
+
+
+def make_registry(info: BuildInfo, read: Callable[[], Reading]) -> CollectorRegistry:
+    """Return a registry of our own with our families and the client's ones of process and interpreter."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    registry.register(AgentCollector(info, read))
+    return registry
+
+
+class MetricsServer:
+    """Serves ``/metrics`` over HTTP from a thread of its own."""
+
+    def __init__(self, address: str, port: int, registry: CollectorRegistry) -> None:
+        """Listen; port 0 takes a free one. Raises ConfigError if the address cannot be had."""
+        self._server: WSGIServer
+        self._thread: threading.Thread
+        try:
+            self._server, self._thread = start_http_server(port, addr=address, registry=registry)
+        except OSError as error:
+            raise ConfigError(
+                f"spec.metrics {address}:{port}: {error.strerror or error}; see who listens: ss -ltnp; or set it to off"
+            ) from error
+        log.info("metrics", extra=fields(url=self.url))
+
+    @property
+    def url(self) -> str:
+        host, port = self._server.server_address[:2]
+        text = str(host)
+        return f"http://[{text}]:{port}/metrics" if ip_address(text).version == 6 else f"http://{text}:{port}/metrics"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

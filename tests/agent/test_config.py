@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from agent.config import load
+from agent.failmode import FailMode
+from trireme_py.errors import ConfigError
+
+HEAD = "apiVersion: trireme.io/v1alpha1\nkind: AgentConfig\nspec:\n"
+GOOD = HEAD + "  trustDomain: example.org\n  mode: psk\n  credentials: {presharedKey: keys/psk.key}\n"
+
+
+def refused(folder: Path, text: str) -> list[str]:
+    (folder / "agent.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(folder)
+    return str(caught.value).replace(str(folder), "DIR").splitlines()
+
+
+def test_three_fields_are_enough(tmp_path: Path) -> None:
+    (tmp_path / "agent.yaml").write_text(GOOD)
+    config = load(tmp_path)
+    assert config.trust_domain == "example.org"
+    assert config.credentials.preshared_key == tmp_path / "keys" / "psk.key"
+    assert config.fail_mode is FailMode.CLOSED
+    assert config.metrics == ("127.0.0.1", 9643)
+    assert config.flow_log is None
+    assert config.mark_mask == 0xFF0000
+    assert config.assertion_lifetime_s == 3600
+    assert ip_network("100.64.0.0/10") in config.identity_scope
+    assert not config.audit
+
+
+def test_every_field_can_be_set(tmp_path: Path) -> None:
+    (tmp_path / "agent.yaml").write_text(
+        HEAD
+        + """\
+  trustDomain: example.org
+  mode: pki
+  credentials: {key: node.key, certificate: node.cert, authority: /etc/ca.cert}
+  podRanges: [10.77.0.0/16, "fd77::/32"]
+  identityScope: [10.0.0.0/8]
+  requireTranslationEvidence: true
+  nodeNetworkNamespace: router
+  markMask: 0xff00
+  queue: 9
+  rules: python-iptables
+  failMode: open
+  metrics: off
+  flowLog: "-"
+  runtimeDirectory: /run/other
+  assertionLifetime: 15m
+  audit: true
+"""
+    )
+    config = load(tmp_path)
+    assert config.credentials.authority == Path("/etc/ca.cert")
+    assert config.credentials.key == tmp_path / "node.key"
+    assert config.pod_ranges == (ip_network("10.77.0.0/16"), ip_network("fd77::/32"))
+    assert config.identity_scope == (ip_network("10.0.0.0/8"),)
+    assert config.require_translation_evidence
+    assert config.node_network_namespace == "router"
+    assert (config.mark_mask, config.queue, config.rules) == (0xFF00, 9, "python-iptables")
+    assert config.fail_mode is FailMode.OPEN
+    assert (config.metrics, config.flow_log) == (None, "-")
+    assert config.runtime_directory == Path("/run/other")
+    assert (config.assertion_lifetime_s, config.audit) == (900, True)
+
+
+def test_everything_wrong_is_said_at_once_with_file_line_and_field(tmp_path: Path) -> None:
+    text = (
+        HEAD
+        + """\
+  trustDomain: Example
+  mode: pks
+  podRange: [10.0.0.0/8]
+  podRanges: [10.0.0.1/8, 3]
+  metrics: localhost
+  queue: 70000
+"""
+    )
+    assert refused(tmp_path, text) == [
+        "DIR/agent.yaml:3: spec.credentials: missing",
+        "DIR/agent.yaml:4: spec.trustDomain: lower-case letters, digits, '.', '-' and '_' only, 1 to 255 of them",
+        "DIR/agent.yaml:5: spec.mode: 'pks' is not one of psk, pki",
+        "DIR/agent.yaml:6: spec.podRange: unknown field; did you mean podRanges?",
+        "DIR/agent.yaml:7: spec.podRanges[1]: expected `str`, got `int`",
+        "DIR/agent.yaml:8: spec.metrics: 'localhost' is not ADDRESS:PORT, such as 127.0.0.1:9643 or [::1]:9643, or off",
+        "DIR/agent.yaml:9: spec.queue: expected `int` <= 65535",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("markMask: 0xf0f0", "adjacent bits"),
+        ("markMask: 0x7f0000", "adjacent bits"),
+        ("podRanges: [10.0.0.1/8]", "host bits"),
+        ("flowLog: flows.json", "absolute path"),
+        ("flowLog: true", "absolute path"),
+        ("metrics: 127.0.0.1:70000", "ADDRESS:PORT"),
+        ("metrics: true", "ADDRESS:PORT"),
+        ("assertionLifetime: 30s", "from 1m to 24h"),
+        ("assertionLifetime: 3600", "expected `str`"),
+        ("runtimeDirectory: run", "absolute path"),
+        ("failMode: ajar", "not one of closed, open"),
+        ("rules: nftables", "not one of auto, nft, legacy, python-iptables"),
+        ("audit: 1", "expected `bool`"),
+    ],
+)
+def test_a_wrong_field_is_named(tmp_path: Path, field: str, words: str) -> None:
+    name = field.partition(":")[0]
+    (problem,) = refused(tmp_path, GOOD + f"  {field}\n")
+    assert problem.startswith(f"DIR/agent.yaml:7: spec.{name}")
+    assert words in problem
+
+
+def test_credentials_of_the_other_mode_are_refused(tmp_path: Path) -> None:
+    problems = refused(tmp_path, GOOD.replace("psk\n", "pki\n"))
+    assert [problem.split(": ")[1] for problem in problems] == [
+        "spec.credentials.authority",
+        "spec.credentials.certificate",
+        "spec.credentials.key",
+        "spec.credentials.presharedKey",
+    ]
+
+
+def test_no_document_and_two_documents_are_refused(tmp_path: Path) -> None:
+    (problem,) = refused(tmp_path, "kind: Pod\n")
+    assert "no AgentConfig document" in problem
+    (problem,) = refused(tmp_path, GOOD + "---\n" + GOOD)
+    assert "more than one AgentConfig document (DIR/agent.yaml:1, DIR/agent.yaml:8)" in problem
+
+
+def test_a_file_that_is_not_yaml_is_named_when_no_document_was_found(tmp_path: Path) -> None:
+    problems = refused(tmp_path, "kind: [\n")
+    assert problems[0].startswith("DIR/agent.yaml:")
+    assert "not YAML" in problems[0]
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="absent: No such file"):
+        load(tmp_path / "absent")

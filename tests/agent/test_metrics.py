@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import urllib.request
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from agent.metrics import BuildInfo, FlowCounts, MetricsServer, QueueReading, Reading, make_registry
+from tests.harness.flow_events import event
+from trireme_py.errors import ConfigError
+from trireme_py.model import Direction, DropReason, Reason
+
+INFO = BuildInfo(version="1.2.3", backend="iptables-nft", datapath="python", mode="psk")
+
+
+def scrape(reading: Reading) -> tuple[str, dict[str, float]]:
+    server = MetricsServer("127.0.0.1", 0, make_registry(INFO, lambda: reading))
+    try:
+        with urllib.request.urlopen(server.url, timeout=30) as response:
+            text = response.read().decode()
+    finally:
+        server.close()
+    samples = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
+            samples[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return text, samples
+
+
+def test_flows_are_counted_by_direction_verdict_and_reason() -> None:
+    counts = FlowCounts()
+    counts.publish([event(), event(), event(allowed=True, reason=Reason.AUDIT)])
+    counts.publish([event(allowed=True, reason=Reason.POLICY, direction=Direction.EGRESS)])
+    _, samples = scrape(Reading(flows=counts.read()))
+    flows = {name: value for name, value in samples.items() if name.startswith("trireme_flows")}
+    assert flows == {
+        "trireme_flows_total{direction=ingress,reason=no_match,verdict=deny}": 2,
+        "trireme_flows_total{direction=ingress,reason=audit,verdict=audit}": 1,
+        "trireme_flows_total{direction=egress,reason=policy,verdict=allow}": 1,
+    }
+
+
+def test_a_scrape_reports_the_reading() -> None:
+    reading = Reading(
+        drops={DropReason.BAD_MAC: 3},
+        queues=QueueReading(packets=10, kernel_dropped=1, user_dropped=2, backlog=4),
+        identities_cached=5,
+        half_open=6,
+        established=7,
+        endpoints=2,
+        policies=8,
+        policy_revision=9,
+        config_problems=1,
+        rule_errors=2,
+        assertion_not_after=1_795_000_000.0,
+        flow_log_dropped=11,
+        observe_dropped=12,
+        observe_slow=13,
+    )
+    _, samples = scrape(reading)
+    expected = {
+        "trireme_agent_info{backend=iptables-nft,datapath=python,mode=psk,version=1.2.3}": 1,
+        "trireme_packets_dropped_total{reason=bad_mac}": 3,
+        "trireme_packets_dropped_total{reason=relayed}": 0,
+        "trireme_nfqueue_packets_total": 10,
+        "trireme_nfqueue_dropped_total": 1,
+        "trireme_nfqueue_user_dropped_total": 2,
+        "trireme_nfqueue_backlog_packets": 4,
+        "trireme_identities_cached": 5,
+        "trireme_connections_half_open": 6,
+        "trireme_connections_established": 7,
+        "trireme_local_endpoints": 2,
+        "trireme_policies": 8,
+        "trireme_policy_revision": 9,
+        "trireme_config_problems": 1,
+        "trireme_rule_sync_errors_total": 2,
+        "trireme_assertion_not_after_timestamp_seconds": 1_795_000_000.0,
+        "trireme_flow_log_dropped_total": 11,
+        "trireme_observe_dropped_total": 12,
+        "trireme_observe_slow_subscribers_total": 13,
+    }
+    assert {name: samples.get(name) for name in expected} == expected
+    assert {f"trireme_packets_dropped_total{{reason={reason.value}}}" for reason in DropReason} <= samples.keys()
+    assert "process_resident_memory_bytes" in samples
+
+
+def test_series_stay_few_and_none_ends_in_created() -> None:
+    _, samples = scrape(Reading())
+    ours = [name for name in samples if name.startswith("trireme_")]
+    assert len(ours) < 100
+    assert not [name for name in samples if "_created" in name]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian package prometheus)")
+def test_promtool_finds_nothing() -> None:
+    counts = FlowCounts()
+    counts.publish([event()])
+    text, _ = scrape(Reading(flows=counts.read()))
+    # The client library's own families (python_info and the like) are not ours to rename.
+    ours = "".join(line + "\n" for line in text.splitlines() if "trireme_" in line)
+    done = subprocess.run(["promtool", "check", "metrics"], input=ours, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_an_address_in_use_is_named() -> None:
+    first = MetricsServer("127.0.0.1", 0, make_registry(INFO, Reading))
+    try:
+        port = int(first.url.split(":")[2].split("/")[0])
+        with pytest.raises(ConfigError, match=r"spec\.metrics .*in use.*ss -ltnp"):
+            MetricsServer("127.0.0.1", port, make_registry(INFO, Reading))
+    finally:
+        first.close()
+
+
+def test_ipv6_works() -> None:
+    server = MetricsServer("::1", 0, make_registry(INFO, Reading))
+    try:
+        with urllib.request.urlopen(server.url, timeout=30) as response:
+            assert response.status == 200
+    finally:
+        server.close()
