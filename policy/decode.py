@@ -110,8 +110,8 @@ def _network_policy(fields: Fields) -> NetworkPolicy | None:
     if meta is None:
         return None
     spec = fields.section("spec", required=True)
-    spec.known("podSelector", "policyTypes", "ingress", "egress")
     before = len(fields.problems)
+    spec.known("podSelector", "policyTypes", "ingress", "egress")
     selector = convert(spec, "podSelector", LabelSelector, EVERYTHING)
     check_selector(selector, fields, "spec.podSelector")
     readable = len(fields.problems) == before

@@ -175,6 +175,14 @@ def _check_match_labels(fields: Fields, path: str, value: Any) -> None:
             _check_match_labels(fields, join(path, index), item)
 
 
+_WORDS: Final = {
+    "object": "a mapping",
+    "array": "a list, with '- ' before each item",
+    "str": "text, in quotes",
+    "int": "a number, without quotes",
+}
+
+
 def _explain(text: str, value: Any) -> tuple[str, str, str]:
     """Turn msgspec's message into field, message and hint."""
     match = _MESSAGE.fullmatch(text)
@@ -185,22 +193,14 @@ def _explain(text: str, value: Any) -> tuple[str, str, str]:
     if missing := _MISSING.fullmatch(message):
         return _under(path, missing[1]), "is missing", f"add {missing[1]}:"
     if message.startswith("Invalid enum value"):
-        hint = "operators are In, NotIn, Exists, DoesNotExist; actions are Accept, Deny, Pass"
+        operators, actions = "In, NotIn, Exists or DoesNotExist", "Accept, Deny or Pass"
+        hint = f"write {operators if path.endswith('operator') else actions}"
         return path, message[0].lower() + message[1:].replace("enum ", ""), hint
     if "got `null`" in message or (value is None and not path):
         return path, "is empty", "write {} to mean everything, or remove it"
-    hint = {
-        "object": "a mapping",
-        "array": "a list ('- ' before each item)",
-        "str": "text (in quotes)",
-        "int": "a number",
-    }
     wanted = message.partition("Expected `")[2].partition("`")[0]
-    return (
-        path,
-        message[0].lower() + message[1:].replace("`", ""),
-        f"write {hint.get(wanted, wanted.replace('|', 'or'))}",
-    )
+    text = message[0].lower() + message[1:].replace("`", "")
+    return path, text, f"write {_WORDS.get(wanted) or wanted.replace('|', 'or') or 'what the API reference names'}"
 
 
 def _field_names() -> tuple[str, ...]:
@@ -229,7 +229,9 @@ def _kind(value: Any) -> str:
         return f"the boolean {str(value).lower()}"
     if isinstance(value, int | float):
         return f"the number {str(value)[:40]}"
-    return {dict: "a mapping", list: "a list", str: "text"}.get(type(value), type(value).__name__)
+    if isinstance(value, str):
+        return "text"
+    return "a mapping" if isinstance(value, dict) else "a list"
 
 
 def _plain(value: Any) -> str:
