@@ -1,0 +1,205 @@
+"""The four acts, once for each mode: apply, wait for what must happen, show why, go on."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from agent.demo import story
+from agent.demo.ledger import Ledger, Mark, Seat
+from agent.demo.screen import Screen
+from agent.demo.stage import CLIENT_NODE, POLICY_FILE, SERVER_NODE, Stage
+from agent.demo.story import Expectation, Expectations
+from agent.flowlog import FlowRecord
+from trireme_py.errors import TriremeError
+
+ACT_TIMEOUT_S: Final = 20.0
+"""An act takes two seconds; ten times that is a machine with other things to do."""
+MODE_NAMES: Final = {"psk": "a pre-shared key", "pki": "node certificates"}
+
+
+class PlayFailed(TriremeError):
+    """Something that should have happened did not."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActResult:
+    """One row of the closing table."""
+
+    mode: str
+    title: str
+    passed: bool
+    seconds: float
+    beers: str
+    """Beers of all visits, for each guest."""
+
+
+class Play:
+    """Runs the acts of one mode on a stage that stands."""
+
+    def __init__(self, mode: str, stage: Stage, ledger: Ledger, screen: Screen) -> None:
+        self._mode = mode
+        self._stage = stage
+        self._ledger = ledger
+        self._screen = screen
+        self._approved = [seat for seat in stage.seats if seat.guest == story.APPROVED]
+        self._other = [seat for seat in stage.seats if seat.guest == story.OTHER]
+        self.results: list[ActResult] = []
+
+    def run(self) -> None:
+        """Play all acts. Raises :class:`PlayFailed` at the first that ends otherwise than it should."""
+        acts: tuple[tuple[str, Callable[[Mark], None]], ...] = (
+            ("no policy: both drink", self._no_policy),
+            ("a policy for approved guests: the other goes dry", self._policy),
+            ("the other is given the label: it drinks again", self._labels),
+            ("the policy is deleted: both drink", self._deleted),
+        )
+        for number, (title, act) in enumerate(acts, 1):
+            self._screen.act(number, title[0].upper() + title[1:])
+            began, mark = time.monotonic(), self._ledger.mark()
+            passed = False
+            try:
+                act(mark)
+                passed = True
+            finally:
+                beers = ", ".join(self._score(mark, guest) for guest in story.GUESTS)
+                self.results.append(ActResult(self._mode, f"{number} {title}", passed, time.monotonic() - began, beers))
+
+    def _score(self, since: Mark, guest: str) -> str:
+        asks = [ask for seat in self._stage.seats if seat.guest == guest for ask in self._ledger.asks(since, seat)]
+        return f"{guest} {sum(bool(ask.beer) for ask in asks)}/{len(asks)}"
+
+    # -- the acts ------------------------------------------------------------------------------------------------------
+
+    def _no_policy(self, mark: Mark) -> None:
+        self._stage.seat_guests()
+        expect = Expectations(self._ledger, mark)
+        everybody = self._stage.seats
+        self._require(
+            expect.drink(everybody),
+            expect.judged(everybody, "proven, allowed, no policy selects the tap", story.allowed_without_policy),
+        )
+
+    def _policy(self, mark: Mark) -> None:
+        self._stage.apply_policies()
+        self._screen.applied(f"written to {POLICY_FILE} of both nodes", story.POLICIES)
+        expect = Expectations(self._ledger, mark)
+        self._require(
+            expect.drink(self._approved),
+            expect.go_dry(self._other),
+            expect.judged(self._approved, "proven, allowed by approved-guests, rule 1", story.allowed_by_rule),
+            expect.judged(self._other, "denied, with the rule that came closest", story.denied_for_its_label),
+        )
+        self._show(expect, self._approved[0], story.allowed_by_rule)
+        self._show(expect, self._other[0], story.denied_for_its_label)
+        self._require(Expectations(self._ledger, self._ledger.mark()).never_reach_the_tap(self._other))
+
+    def _labels(self, mark: Mark) -> None:
+        labels = story.LABELS[story.APPROVED]
+        self._stage.set_labels(story.OTHER, labels)
+        where = f"written to pod-{story.OTHER}.yaml of node {CLIENT_NODE}; node {SERVER_NODE} is told nothing"
+        self._screen.applied(where, story.labels_excerpt(story.OTHER, labels))
+        expect = Expectations(self._ledger, mark)
+        self._require(
+            expect.drink(self._stage.seats),
+            expect.judged(self._other, "proven, allowed by approved-guests, rule 1", story.allowed_by_rule),
+        )
+        self._show(expect, self._other[0], story.allowed_by_rule)
+
+    def _deleted(self, mark: Mark) -> None:
+        self._stage.delete_policies()
+        self._stage.set_labels(story.OTHER, story.LABELS[story.OTHER])
+        excerpt = story.labels_excerpt(story.OTHER, story.LABELS[story.OTHER])
+        self._screen.applied(f"{POLICY_FILE} removed from both nodes, and the label taken back", excerpt)
+        expect = Expectations(self._ledger, mark)
+        self._require(
+            expect.drink(self._stage.seats),
+            expect.judged(self._other, "proven, allowed, no policy selects the tap", story.allowed_without_policy),
+        )
+
+    # -- helpers -------------------------------------------------------------------------------------------------------
+
+    def _require(self, *expectations: Expectation) -> None:
+        """Wait until all hold at the same time, and show each. Raises :class:`PlayFailed` naming those that do not."""
+        held = self._ledger.wait_until(lambda: all(one.holds() for one in expectations), ACT_TIMEOUT_S)
+        outcomes = [(one, held or one.holds()) for one in expectations]
+        for one, holds in outcomes:
+            self._screen.checked(one.text, holds)
+        if not held:
+            missing = [one.text for one, holds in outcomes if not holds]
+            broken = self._ledger.broken
+            reasons = [*broken, *(f"expected within {ACT_TIMEOUT_S:.0f} s: {text}" for text in missing)]
+            raise PlayFailed("\n".join(reasons or ["the expectations held, but never all at the same time"]))
+
+    def _show(self, expect: Expectations, seat: Seat, right: Callable[[FlowRecord], bool]) -> None:
+        record = expect.example(seat, right)
+        if record is not None:
+            self._screen.verdict(record)
+
+
+def perform(modes: Sequence[str], families: tuple[int, ...], screen: Screen) -> bool:
+    """Play every mode over the given address families; tell whether all was as it should be.
+
+    Logs and configuration of a run that failed stay where the screen says; all else is removed.
+    """
+    results: list[ActResult] = []
+    for mode in modes:
+        passed = _perform_one(mode, families, screen, results)
+        if not passed:
+            break
+    rows = [
+        [
+            result.mode.upper(),
+            result.title,
+            "ok" if result.passed else "FAILED",
+            f"{result.seconds:.1f} s",
+            result.beers,
+        ]
+        for result in results
+    ]
+    screen.summary(["MODE", "ACT", "RESULT", "TOOK", "BEERS OF VISITS"], rows)
+    return len(results) == 4 * len(modes) and all(result.passed for result in results)
+
+
+def _perform_one(mode: str, families: tuple[int, ...], screen: Screen, results: list[ActResult]) -> bool:
+    names = " and ".join(f"IPv{family}" for family in families)
+    screen.title(f"Beer of the day, identities by {MODE_NAMES[mode]}, over {names}")
+    folder = Path(tempfile.mkdtemp(prefix=f"trireme-demo-{mode}-"))
+    ledger = Ledger(screen)
+    stage = Stage(mode, families, folder, ledger)
+    play: Play | None = None
+    try:
+        with stage:
+            screen.note(_cast(stage))
+            play = Play(mode, stage, ledger, screen)
+            with screen:
+                play.run()
+    except TriremeError as error:
+        screen.failure(f"\n{error}")
+        for node in stage.nodes.values():
+            screen.failure(f"\nthe last lines of {node.log}:\n{node.log_tail()}")
+        screen.failure(f"\nlogs, flow logs and configuration are kept in {folder}")
+        return False
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        results += play.results if play is not None else []
+    shutil.rmtree(folder, ignore_errors=True)
+    return True
+
+
+def _cast(stage: Stage) -> str:
+    service = stage.service
+    return (
+        f"  {story.TAP:<9} pod on node {SERVER_NODE}, behind the Service {service.ipv4} and {service.ipv6} (DNAT)\n"
+        f"  {story.APPROVED:<9} pod on node {CLIENT_NODE}, role=approved\n"
+        f"  {story.OTHER:<9} pod on node {CLIENT_NODE}, role=regular\n"
+        "  Between them a router that masquerades both guests, so the tap sees one and the same address for both,\n"
+        "  and that drops what conntrack calls INVALID."
+    )
