@@ -59,6 +59,17 @@ def run_inside(namespace: str | os.PathLike[str], function: Callable[[], T]) -> 
         os.close(descriptor)
 
 
+def run_inside_new(function: Callable[[], T]) -> T:
+    """Call ``function`` inside a new namespace without a name, which is gone when the call is over."""
+
+    def unshare_and_call() -> T:
+        _unshare("scratch")
+        return function()
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="netns-scratch") as pool:
+        return pool.submit(unshare_and_call).result()
+
+
 def create(namespace: str | os.PathLike[str]) -> Path:
     """Make a new network namespace, pinned by name like ``ip netns add`` does; return its path.
 
@@ -72,8 +83,7 @@ def create(namespace: str | os.PathLike[str]) -> Path:
         raise KernelError(f"network namespace {path}: cannot be created: {error.strerror}") from error
 
     def unshare_and_pin() -> None:
-        if _LIBC.unshare(_CLONE_NEWNET) != 0:
-            raise KernelError(f"network namespace {path}: unshare: {os.strerror(ctypes.get_errno())}")
+        _unshare(path)
         if _LIBC.mount(b"/proc/thread-self/ns/net", os.fsencode(path), b"none", _MS_BIND, None) != 0:
             raise KernelError(f"network namespace {path}: mount: {os.strerror(ctypes.get_errno())}")
 
@@ -102,6 +112,12 @@ def remove(namespace: str | os.PathLike[str]) -> None:
 def exists(namespace: str | os.PathLike[str]) -> bool:
     """Tell whether there is something to enter at this name or path."""
     return namespace_path(namespace).exists()
+
+
+def _unshare(what: object) -> None:
+    if _LIBC.unshare(_CLONE_NEWNET) != 0:
+        reason = os.strerror(ctypes.get_errno())
+        raise KernelError(f"network namespace {what}: unshare: {reason} (needs CAP_SYS_ADMIN)")
 
 
 def mount_tmpfs(path: str | os.PathLike[str]) -> None:

@@ -1,0 +1,152 @@
+"""The default rule back end: ``iptables-restore``, in the nft or the legacy variant, whichever works here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+from agent import netns, ruleset
+from agent.marks import FIRST_EPOCH, Marks, newer_epoch
+from agent.rules import families
+from agent.ruleset import Family, PodRules
+from trireme_py.errors import KernelError
+
+_LOCK_WAIT_S: Final = 5
+"""How long the legacy variant waits for the lock that all iptables programs of the machine share."""
+_TIMEOUT_S: Final = 20
+_PATH: Final = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+"""An ordinary user's PATH has no administration programs."""
+
+
+class Variant(Enum):
+    """Which kernel interface iptables writes to; the value is part of the program names."""
+
+    NFT = "nft"
+    LEGACY = "legacy"
+
+
+class RestoreBackend:
+    """Implements :class:`agent.rules.RuleBackend`."""
+
+    __slots__ = ("variant",)
+
+    def __init__(self, variant: Variant) -> None:
+        self.variant = variant
+
+    @property
+    def name(self) -> str:
+        return f"iptables-{self.variant.value}"
+
+    def apply(self, namespace: Path, rules: PodRules) -> bool:
+        return netns.run_inside(namespace, lambda: self._apply_here(rules))
+
+    def _apply_here(self, rules: PodRules) -> bool:
+        changed = False
+        for family in families():
+            present = self._read(family)
+            if ruleset.in_place(present, rules, family):
+                continue
+            self._restore(family, ruleset.render_apply(present, rules, family))
+            if not ruleset.in_place(self._read(family), rules, family):
+                raise KernelError(f"{self.name}: rules do not read back as written; see '{family.value}-save'")
+            changed = True
+        return changed
+
+    def set_epoch(self, namespace: Path, rules: PodRules) -> None:
+        text = ruleset.render_epoch(rules)
+        netns.run_inside(namespace, lambda: self._set_epoch_here(text))
+
+    def _set_epoch_here(self, text: str) -> None:
+        for family in families():
+            self._restore(family, text)
+
+    def read_state(self, namespace: Path, marks: Marks) -> int | None:
+        present = netns.run_inside(namespace, lambda: [self._read(family) for family in families()])
+        epochs = [epoch for tables in present if (epoch := ruleset.epoch_in_force(tables, marks)) is not None]
+        if len(epochs) != len(present):
+            return None
+        # An agent that died between the two families left the first one ahead.
+        return epochs[0] if len(epochs) == 1 else newer_epoch(epochs[0], epochs[1])
+
+    def remove(self, namespace: Path) -> None:
+        netns.run_inside(namespace, self._remove_here)
+
+    def _remove_here(self) -> None:
+        for family in families():
+            text = ruleset.render_remove(ruleset.parse_save(self._save(family)))
+            if text:
+                self._restore(family, text)
+                if self.variant is Variant.NFT:
+                    _delete_idle_chains(family, self._save(family))
+
+    def _read(self, family: Family) -> dict[str, dict[str, list[ruleset.Words]]]:
+        return ruleset.parse_save(self._save(family))
+
+    def _save(self, family: Family) -> str:
+        return _run([f"{family.value}-{self.variant.value}-save"])
+
+    def _restore(self, family: Family, text: str) -> None:
+        program = f"{family.value}-{self.variant.value}-restore"
+        _run([program, "--noflush", "--wait", str(_LOCK_WAIT_S)], text)
+
+
+def _delete_idle_chains(family: Family, saved: str) -> None:
+    """Delete the nft chains, and tables, that our rules alone had called into being.
+
+    A chain that decides nothing may go, whoever made it. nft refuses to delete one that somebody has filled in
+    between, and with it the whole transaction.
+    """
+    nft = shutil.which("nft", path=_PATH)
+    if nft is None:
+        return  # empty chains stay; they are no rules
+    address_family = "ip" if family is Family.IPV4 else "ip6"
+    listed = [
+        entry["chain"] for entry in json.loads(_run([nft, "-j", "list", "chains"]))["nftables"] if "chain" in entry
+    ]
+    for table in ruleset.JUMPS:
+        there = {chain["name"] for chain in listed if (chain["family"], chain["table"]) == (address_family, table)}
+        idle = there.intersection(ruleset.idle_chains(saved, table))
+        lines = [f"delete chain {address_family} {table} {chain}\n" for chain in sorted(idle)]
+        if lines and idle == there:
+            lines.append(f"delete table {address_family} {table}\n")
+        if lines:
+            _run([nft, "-f", "-"], "".join(lines))
+
+
+def _run(argv: list[str], stdin: str = "") -> str:
+    program = shutil.which(argv[0], path=_PATH)
+    if program is None:
+        raise KernelError(f"{argv[0]} is not installed: run 'apt-get install iptables'")
+    command = " ".join(argv)
+    try:
+        done = subprocess.run(  # noqa: S603
+            [program, *argv[1:]], input=stdin, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise KernelError(f"{command}: no answer within {_TIMEOUT_S} s") from error
+    if done.returncode != 0:
+        raise KernelError(f"{command}: exit status {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def probe() -> RestoreBackend:
+    """Return a back end that works on this machine, found by writing all our rules into a scratch namespace.
+
+    Raises :class:`KernelError` with the answer of each variant if none does.
+    """
+    rules = PodRules(Marks(), FIRST_EPOCH)
+    refusals = []
+    for variant in Variant:
+        backend = RestoreBackend(variant)
+        try:
+            netns.run_inside_new(lambda backend=backend: backend._apply_here(rules))  # type: ignore[misc]
+        except KernelError as error:
+            refusals.append(str(error))
+        else:
+            return backend
+    raise KernelError("no iptables variant can queue packets here:\n  " + "\n  ".join(refusals))

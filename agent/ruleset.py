@@ -1,0 +1,226 @@
+"""The rules of one pod's network namespace, as values and as iptables-restore text. Pure: nothing here runs anything.
+
+A packet of the pod passes, in PREROUTING when it arrives and in POSTROUTING when it leaves, never on ``lo``:
+
+1. ``raw``: our mark bits are cleared. A pod can set marks itself (SO_MARK needs CAP_NET_RAW only).
+2. ``TRM-IN`` / ``TRM-OUT``: a packet that comes back from the agent carries its answer in the packet mark. "Accepted"
+   is saved to the connection; every answer leaves through ``TRM-DONE``, which clears our bits again.
+3. Every SYN and SYN-ACK goes to the agent, whatever the connection's mark: a reused 5-tuple must not inherit a verdict.
+4. Neighbour discovery and multicast listener reports pass, when their hop limit proves that they stay on the link.
+5. ``TRM-EPOCH``: packets of a connection that was accepted under the current epoch pass; all others, of whatever
+   protocol, go to the agent. A match that returns, then the queue - never an inverted match, which a packet without
+   conntrack would satisfy neither way. An ICMP error belongs to the connection it tells of, and shares its mark.
+
+Saving looks at the accept bit alone: if it looked for the exact epoch, a packet would circle between rules and agent
+for as long as the two differ.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from agent.marks import Marks
+
+Words = tuple[str, ...]
+"""One rule without its chain, word by word, exactly as ``iptables -S`` prints it."""
+Tables = Mapping[str, Mapping[str, Sequence[Words]]]
+"""Table name to chain name to rules in order."""
+
+DEFAULT_QUEUE: Final = 7
+EPOCH_CHAIN: Final = "TRM-EPOCH"
+PREFIX: Final = "TRM-"
+"""Chains of this prefix are ours, and so is a jump to one."""
+
+JUMPS: Final[Mapping[str, Mapping[str, Words]]] = {
+    "raw": {"PREROUTING": ("-j", "TRM-RAW"), "OUTPUT": ("-j", "TRM-RAW")},
+    "mangle": {
+        "PREROUTING": ("!", "-i", "lo", "-j", "TRM-IN"),
+        "POSTROUTING": ("!", "-o", "lo", "-j", "TRM-OUT"),
+    },
+}
+"""The one rule of ours in each built-in chain; always the first there."""
+
+_NEIGHBOUR_DISCOVERY: Final = range(133, 138)  # RFC 4861, section 4: hop limit 255, so it never crossed a router
+_LISTENER_DISCOVERY: Final = (130, 131, 132, 143)  # RFC 2710 and 3810: hop limit 1, so it never will
+
+
+class Family(Enum):
+    """An address family; rules exist once for each. The value is the program's name."""
+
+    IPV4 = "iptables"
+    IPV6 = "ip6tables"
+
+
+@dataclass(frozen=True, slots=True)
+class PodRules:
+    """Everything that may differ from pod to pod."""
+
+    marks: Marks
+    epoch: int
+    queue: int = DEFAULT_QUEUE
+    bypass: bool = False
+    """Whether packets pass unjudged while nobody listens on the queue: the fail-open choice."""
+
+
+def wanted(rules: PodRules, family: Family) -> dict[str, dict[str, tuple[Words, ...]]]:
+    """Return our own chains, by table, with their rules."""
+    marks = rules.marks
+    mask = f"{marks.mask:#x}"
+    accept = ("-m", "mark", "--mark", f"{marks.accept_bit:#x}/{marks.accept_bit:#x}")
+    clear_packet = ("-j", "MARK", "--set-xmark", f"0x0/{mask}")
+    done = ("-g", "TRM-DONE")
+    answered: tuple[Words, ...] = (
+        (*accept, "-j", "CONNMARK", "--save-mark", "--nfmask", mask, "--ctmask", mask),
+        (*accept, *done),
+    )
+    clear_connection = (
+        *("-m", "mark", "--mark", f"{marks.pass_clear:#x}/{mask}"),
+        *("-j", "CONNMARK", "--set-xmark", f"0x0/{mask}"),
+    )
+    passed = ("-m", "mark", "!", "--mark", f"0x0/{mask}", *done)
+    judge: tuple[Words, ...] = (
+        ("-p", "tcp", "-m", "tcp", "--tcp-flags", "SYN", "SYN", *_queue(rules)),
+        *(_on_link() if family is Family.IPV6 else ()),
+        ("-j", EPOCH_CHAIN),
+    )
+    return {
+        "raw": {"TRM-RAW": (clear_packet,)},
+        "mangle": {
+            "TRM-DONE": (clear_packet,),
+            EPOCH_CHAIN: epoch_chain(rules),
+            "TRM-IN": (*answered, passed, *judge),
+            "TRM-OUT": (*answered, clear_connection, passed, *judge),
+        },
+    }
+
+
+def epoch_chain(rules: PodRules) -> tuple[Words, Words]:
+    """Return the two rules that name the epoch."""
+    return (*_accepted_now(rules.marks, rules.epoch), "-j", "RETURN"), _queue(rules)
+
+
+def _accepted_now(marks: Marks, epoch: int) -> Words:
+    return "-m", "connmark", "--mark", f"{marks.accepted(epoch):#x}/{marks.mask:#x}"
+
+
+def _queue(rules: PodRules) -> Words:
+    words = ("-j", "NFQUEUE", "--queue-num", str(rules.queue))
+    return (*words, "--queue-bypass") if rules.bypass else words
+
+
+def _on_link() -> tuple[Words, ...]:
+    def rule(kind: int, hop_limit: int) -> Words:
+        match = ("-p", "ipv6-icmp", "-m", "icmp6", "--icmpv6-type", str(kind))
+        return (*match, "-m", "hl", "--hl-eq", str(hop_limit), "-j", "RETURN")
+
+    return *(rule(kind, 255) for kind in _NEIGHBOUR_DISCOVERY), *(rule(kind, 1) for kind in _LISTENER_DISCOVERY)
+
+
+def parse_save(text: str) -> dict[str, dict[str, list[Words]]]:
+    """Read the output of ``iptables-save`` or ``iptables -S`` of whole tables. Chains without rules are there too."""
+    tables: dict[str, dict[str, list[Words]]] = {}
+    chains: dict[str, list[Words]] = {}
+    for line in text.splitlines():
+        if line.startswith("*"):
+            chains = tables.setdefault(line[1:].strip(), {})
+        elif line.startswith(":"):
+            chains.setdefault(line[1:].split(maxsplit=1)[0], [])
+        elif line.startswith("-A "):
+            _, chain, *words = shlex.split(line)
+            chains.setdefault(chain, []).append(tuple(words))
+    return tables
+
+
+def idle_chains(text: str, table: str) -> list[str]:
+    """Return those built-in chains of ``table`` where our jumps go that decide nothing: no rule, policy ACCEPT."""
+    chains = parse_save(text).get(table, {})
+    refusing = {line[1:].split()[0] for line in text.splitlines() if line.startswith(":") and " ACCEPT " not in line}
+    return [chain for chain in JUMPS[table] if chain in chains and not chains[chain] and chain not in refusing]
+
+
+def is_ours(rule: Words) -> bool:
+    """Tell whether a rule of a built-in chain is one of our jumps, of this or any earlier version."""
+    return len(rule) >= 2 and rule[-2] in ("-j", "-g") and rule[-1].startswith(PREFIX)
+
+
+def in_place(present: Tables, rules: PodRules, family: Family) -> bool:
+    """Tell whether exactly our rules are there, each jump once and at the head of its chain."""
+    for table, chains in wanted(rules, family).items():
+        there = present.get(table, {})
+        if {chain: tuple(there[chain]) for chain in there if chain.startswith(PREFIX)} != chains:
+            return False
+        for chain, jump in JUMPS[table].items():
+            held = there.get(chain, ())
+            if list(held[:1]) != [jump] or sum(map(is_ours, held)) != 1:
+                return False
+    return True
+
+
+def render_apply(present: Tables, rules: PodRules, family: Family) -> str:
+    """Return the text for ``iptables-restore -n`` that brings ``present`` to ``rules``, one transaction a table.
+
+    Chains are refilled, never deleted and made again: the kernel drops packets that wait in a queue when their chain
+    goes. ``raw`` comes first, so that no mark of a pod's own making ever meets our other rules.
+    """
+    lines = []
+    for table, chains in wanted(rules, family).items():
+        there = present.get(table, {})
+        lines.append(f"*{table}")
+        lines += (f":{chain} - [0:0]" for chain in chains)
+        lines += (_line("-A", chain, rule) for chain, held in chains.items() for rule in held)
+        lines += _delete_jumps(there)
+        lines += (f"-I {chain} 1 {_join(jump)}" for chain, jump in JUMPS[table].items())
+        lines += _delete_chains([chain for chain in there if chain.startswith(PREFIX) and chain not in chains])
+        lines.append("COMMIT")
+    return "\n".join(lines) + "\n"
+
+
+def render_epoch(rules: PodRules) -> str:
+    """Return the text for ``iptables-restore -n`` that changes the epoch alone; the same for both families."""
+    refill = (_line("-A", EPOCH_CHAIN, rule) for rule in epoch_chain(rules))
+    return "\n".join(("*mangle", f":{EPOCH_CHAIN} - [0:0]", *refill, "COMMIT")) + "\n"
+
+
+def render_remove(present: Tables) -> str:
+    """Return the text for ``iptables-restore -n`` that removes everything of ours; empty if nothing is there."""
+    lines = []
+    # mangle goes first: without raw, a mark of a pod's own making would meet our other rules.
+    for table in ("mangle", "raw"):
+        there = present.get(table, {})
+        body = [*_delete_jumps(there), *_delete_chains([chain for chain in there if chain.startswith(PREFIX)])]
+        if body:
+            lines += [f"*{table}", *body, "COMMIT"]
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def _delete_jumps(chains: Mapping[str, Sequence[Words]]) -> list[str]:
+    foreign = ((chain, held) for chain, held in chains.items() if not chain.startswith(PREFIX))
+    return [_line("-D", chain, rule) for chain, held in foreign for rule in held if is_ours(rule)]
+
+
+def _delete_chains(chains: list[str]) -> list[str]:
+    # All are emptied before the first is deleted: they jump to each other.
+    return [f"-F {chain}" for chain in chains] + [f"-X {chain}" for chain in chains]
+
+
+def _line(command: str, chain: str, rule: Words) -> str:
+    return f"{command} {chain} {_join(rule)}"
+
+
+def _join(rule: Words) -> str:
+    # iptables-restore knows double quotes only; shlex would write single ones, and quote the "!" of a negation too.
+    escaped = (word.replace("\\", "\\\\").replace('"', '\\"') for word in rule)
+    return " ".join(f'"{word}"' if any(map(str.isspace, word)) else word for word in escaped)
+
+
+def epoch_in_force(present: Tables, marks: Marks) -> int | None:
+    """Return the epoch that the rules read back name, None if there is none of this mask."""
+    rules = present.get("mangle", {}).get(EPOCH_CHAIN, ())
+    mark = f"/{marks.mask:#x}"
+    if not rules or rules[0][:3] != ("-m", "connmark", "--mark") or not rules[0][3].endswith(mark):
+        return None
+    return marks.epoch(int(rules[0][3].removesuffix(mark), 16))
