@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -16,7 +15,9 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin
 import msgspec
 
 from agent.failmode import FailMode
-from policy.document import DocumentError, Lines, join, read_documents_untrusted
+from agent.marks import DEFAULT_MASK, Marks
+from agent.ruleset import DEFAULT_QUEUE
+from policy.files import Document, Problem, join, load_folder
 from trireme_py.errors import ConfigError
 
 API_VERSION: Final = "trireme.io/v1alpha1"
@@ -94,8 +95,8 @@ class _SpecDocument(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     identity_scope: list[str] = msgspec.field(default_factory=lambda: list(_PRIVATE))
     require_translation_evidence: bool = False
     node_network_namespace: str | None = None
-    mark_mask: Annotated[int, msgspec.Meta(ge=1, le=0xFFFFFFFF)] = 0xFF0000
-    queue: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 7
+    mark_mask: Annotated[int, msgspec.Meta(ge=1, le=0xFFFFFFFF)] = DEFAULT_MASK
+    queue: Annotated[int, msgspec.Meta(ge=0, le=65535)] = DEFAULT_QUEUE
     rules: RuleBackendName = "auto"
     fail_mode: Literal["closed", "open"] = "closed"
     # YAML reads a bare `off` as the boolean false.
@@ -117,16 +118,15 @@ _CREDENTIAL_COMMAND: Final = {"psk": "trireme key generate", "pki": "trireme nod
 class _Report:
     """Collects what is wrong in one document."""
 
-    file: Path
-    lines: Lines
-    problems: list[tuple[int, str]]
+    folder: Path
+    document: Document
+    problems: list[Problem]
 
     def add(self, path: str, message: str) -> None:
-        line = self.lines.of(path)
-        self.problems.append((line, f"{self.file}:{line}: {path}: {message}"))
+        self.problems.append(Problem(self.document.file, self.document.line_of(path), path, message))
 
     def text(self) -> str:
-        return "\n".join(text for _, text in sorted(self.problems))
+        return "\n".join(map(str, sorted(self.problems)))
 
 
 def load(folder: Path) -> AgentConfig:
@@ -134,41 +134,19 @@ def load(folder: Path) -> AgentConfig:
 
     Raises ConfigError whose text lists every problem, one a line.
     """
-    unreadable: list[str] = []
-    found = list(_documents(folder, unreadable))
+    loaded = load_folder(folder)
+    found = [document for document in loaded.others if document.kind == KIND]
     if not found:
         example = f"{folder}: no {KIND} document in any .yaml file; write one: {_EXAMPLE}"
-        raise ConfigError("\n".join([*unreadable, example]))
+        raise ConfigError("\n".join([*map(str, loaded.problems), example]))
     if len(found) > 1:
-        places = ", ".join(f"{file}:{lines.line}" for file, _, lines in found)
+        places = ", ".join(f"{document.file}:{document.line}" for document in found)
         raise ConfigError(f"{folder}: more than one {KIND} document ({places}); keep one")
-    file, document, lines = found[0]
-    report = _Report(file, lines, [])
-    config = _parse(document, report)
+    report = _Report(folder, found[0], [])
+    config = _parse(found[0].data, report)
     if report.problems:
         raise ConfigError(report.text())
     return config
-
-
-def is_agent_config(document: object) -> bool:
-    """Tell whether a document of the folder is ours to read."""
-    return isinstance(document, dict) and document.get("kind") == KIND
-
-
-def _documents(folder: Path, unreadable: list[str]) -> Iterator[tuple[Path, dict[str, Any], Lines]]:
-    try:
-        files = sorted(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml") and path.is_file())
-    except OSError as error:
-        raise ConfigError(f"configuration folder {folder}: {error.strerror}") from error
-    for file in files:
-        try:
-            for document, lines in read_documents_untrusted(file.read_text(encoding="utf-8")):
-                if is_agent_config(document):
-                    yield file, document, lines
-        except DocumentError as error:
-            unreadable.append(f"{file}:{error.line}: {error.message}")
-        except (OSError, UnicodeDecodeError) as error:
-            unreadable.append(f"{file}: {error}")
 
 
 def _parse(document: dict[str, Any], report: _Report) -> AgentConfig:
@@ -253,8 +231,7 @@ def _credentials(spec: _SpecDocument, report: _Report) -> CredentialPaths:
             report.add(f"spec.credentials.{name}", f"mode {spec.mode} needs it; make one with: {command}")
         elif name not in required and value is not None:
             report.add(f"spec.credentials.{name}", f"mode {spec.mode} does not use it; remove it")
-    folder = report.file.parent
-    paths = {name: None if value is None else (folder / value).absolute() for name, value in given.items()}
+    paths = {name: None if value is None else (report.folder / value).absolute() for name, value in given.items()}
     return CredentialPaths(paths["presharedKey"], paths["key"], paths["certificate"], paths["authority"])
 
 
@@ -269,10 +246,11 @@ def _networks(texts: list[str], path: str, report: _Report) -> tuple[Network, ..
 
 
 def _mark_mask(mask: int, report: _Report) -> int:
-    bits = f"{mask:b}".rstrip("0")
-    if "0" in bits or len(bits) < 8:
-        report.add("spec.markMask", f"{mask:#x} is not 8 or more adjacent bits, such as 0xff0000")
-    return mask
+    try:
+        return Marks(mask).mask
+    except ConfigError as error:
+        report.add("spec.markMask", str(error))
+        return DEFAULT_MASK
 
 
 def _listen_address(value: str | bool, report: _Report) -> tuple[str, int] | None:

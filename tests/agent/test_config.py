@@ -96,8 +96,8 @@ def test_everything_wrong_is_said_at_once_with_file_line_and_field(tmp_path: Pat
 @pytest.mark.parametrize(
     ("field", "words"),
     [
-        ("markMask: 0xf0f0", "adjacent bits"),
-        ("markMask: 0x7f0000", "adjacent bits"),
+        ("markMask: 0xf0f0", "eight adjacent bits"),
+        ("markMask: 0x7f0000", "eight adjacent bits"),
         ("podRanges: [10.0.0.1/8]", "host bits"),
         ("flowLog: flows.json", "absolute path"),
         ("flowLog: true", "absolute path"),
@@ -129,7 +129,7 @@ def test_credentials_of_the_other_mode_are_refused(tmp_path: Path) -> None:
 
 
 def test_no_document_and_two_documents_are_refused(tmp_path: Path) -> None:
-    (problem,) = refused(tmp_path, "kind: Pod\n")
+    (problem,) = refused(tmp_path, "apiVersion: v1\nkind: ConfigMap\n")
     assert "no AgentConfig document" in problem
     (problem,) = refused(tmp_path, GOOD + "---\n" + GOOD)
     assert "more than one AgentConfig document (DIR/agent.yaml:1, DIR/agent.yaml:8)" in problem
@@ -142,5 +142,5 @@ def test_a_file_that_is_not_yaml_is_named_when_no_document_was_found(tmp_path: P
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="absent: No such file"):
+    with pytest.raises(ConfigError, match="absent: is not a folder"):
         load(tmp_path / "absent")
