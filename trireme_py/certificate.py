@@ -43,7 +43,8 @@ KEY_ID_SIZE: Final = 4
 CONTEXT: Final = b"TRM1 node certificate"
 """External data under the signature: nothing else the authority signs can pass for a node's certificate."""
 
-_NODE_NAME: Final = re.compile(r"[a-z0-9](?:[-a-z0-9.]*[a-z0-9])?")
+_NODE_NAME: Final = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,62}[a-z0-9])?")
+"""At most 64 characters, as the common name of an X.509 certificate (RFC 5280, appendix A.1)."""
 _KTY_EC2, _CRV_P256 = 2, 1
 
 
@@ -57,6 +58,11 @@ class NodeCertificate:
     not_after: int
     """Seconds since the Unix epoch; the first second in which the certificate no longer holds."""
     public_key: ec.EllipticCurvePublicKey
+
+
+def is_node_name(name: str) -> bool:
+    """Tell whether ``name`` can be a node's: lower-case letters, digits, dots and dashes."""
+    return _NODE_NAME.fullmatch(name) is not None
 
 
 def key_id(key: ec.EllipticCurvePublicKey) -> bytes:
@@ -126,8 +132,8 @@ def _read_claims_untrusted(payload: bytes) -> NodeCertificate:
     trust_domain = text_untrusted(items.get(CLAIM_ISSUER), "certificate's iss")
     check_trust_domain(trust_domain)
     node = text_untrusted(items.get(CLAIM_SUBJECT), "certificate's sub")
-    if not _NODE_NAME.fullmatch(node):
-        malformed("node name must be lower-case letters, digits, dots and dashes")
+    if not is_node_name(node):
+        malformed("node name must be at most 64 of a-z, 0-9, dot and dash")
     not_before = time_untrusted(items.get(CLAIM_NOT_BEFORE), "certificate's nbf")
     not_after = time_untrusted(items.get(CLAIM_NOT_AFTER), "certificate's exp")
     if not_after <= not_before:

@@ -1,0 +1,144 @@
+"""This node's credentials, from files to an authenticator. Whatever is wrong is said at start, with the file's name."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from agent.enroll import (
+    authority_key,
+    compact_certificate_of,
+    fingerprint,
+    is_authority,
+    load_certificates,
+    load_private_key,
+    public_bytes,
+    trust_domain_of,
+    utc,
+)
+from agent.secretfile import read_secret
+from trireme_py.auth_pki import PkiAuthenticator
+from trireme_py.auth_psk import MIN_PSK_SIZE, PskAuthenticator
+from trireme_py.certificate import (
+    MAX_CERTIFICATE,
+    NodeCertificate,
+    read_certificate_untrusted,
+    verify_certificate_untrusted,
+)
+from trireme_py.cose import loads_untrusted
+from trireme_py.errors import CredentialError, InvalidToken
+
+_HEX: Final = re.compile(rb"(?:[0-9A-Fa-f]{2})+")
+_MIN_DISTINCT: Final = 8
+"""32 random bytes have 30 different values on average; fewer than 8 are a key somebody typed."""
+
+
+# -- Pre-shared key ---------------------------------------------------------------------------------------------------
+
+
+def load_psk(path: Path, trust_domain: str) -> PskAuthenticator:
+    """Load a pre-shared key: 32 bytes or more as base64 or hexadecimal, as ``trireme key new`` writes it.
+
+    :raises CredentialError: it is missing, open to others, short, or not random
+    """
+    advice = f"trireme key new {path}"
+    replace = f"move it away and run: {advice}"
+    text = b"".join(read_secret(path, advice).split())
+    try:
+        psk = binascii.unhexlify(text) if _HEX.fullmatch(text) else base64.b64decode(text, validate=True)
+    except binascii.Error:
+        raise CredentialError(f"{path}: is neither base64 nor hexadecimal; {replace}") from None
+    if len(psk) < MIN_PSK_SIZE:
+        raise CredentialError(f"{path}: has {len(psk)} bytes where {MIN_PSK_SIZE} are needed; {replace}")
+    if len(set(psk)) < _MIN_DISTINCT:
+        raise CredentialError(f"{path}: is not random; {replace}")
+    return PskAuthenticator(psk, trust_domain)
+
+
+# -- Node key and certificate -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCredentials:
+    """A node's key, its certificate in both forms, and the authorities it trusts; checked against one another."""
+
+    key: ec.EllipticCurvePrivateKey
+    certificate: NodeCertificate
+    compact: bytes
+    authorities: tuple[ec.EllipticCurvePublicKey, ...]
+
+
+def load_pki(key: Path, certificate: Path, authority: Path, trust_domain: str, wall_s: float) -> PkiAuthenticator:
+    """Load this node's key and certificate, and every authority in ``authority`` (several during a rotation).
+
+    ``wall_s``: seconds since the Unix epoch, to say at start what would fail at the first handshake.
+
+    :raises CredentialError: a file cannot be used, or they do not belong together, or the time is not theirs
+    """
+    node = load_node(key, certificate, authority)
+    again = f"trireme node request {key.parent}"
+    if node.certificate.trust_domain != trust_domain:
+        raise CredentialError(
+            f"{certificate}: is for trust domain {node.certificate.trust_domain}, not {trust_domain}; "
+            f"correct spec.trustDomain, or run: {again}"
+        )
+    begin, end = node.certificate.not_before, node.certificate.not_after
+    if wall_s >= end:
+        raise CredentialError(f"{certificate}: ended at {utc(end):%Y-%m-%d %H:%M} UTC; run: {again}")
+    if wall_s < begin:
+        raise CredentialError(
+            f"{certificate}: begins at {utc(begin):%Y-%m-%d %H:%M} UTC; compare the clock with: timedatectl"
+        )
+    return PkiAuthenticator(node.key, node.compact, node.authorities, trust_domain)
+
+
+def load_node(key: Path, certificate: Path, authority: Path) -> NodeCredentials:
+    """Load the files of a node and hold them against one another; neither time nor trust domain is judged.
+
+    :raises CredentialError: a file cannot be used, or they do not belong together
+    """
+    again = f"trireme node request {key.parent}"
+    private = load_private_key(key, again)
+    leaf = _leaf(certificate, load_certificates(certificate, again))
+    authorities = _authorities(authority)
+    try:
+        message, claims = read_certificate_untrusted(
+            loads_untrusted(compact_certificate_of(certificate, leaf), MAX_CERTIFICATE)
+        )
+        verify_certificate_untrusted(message, authorities)
+    except InvalidToken as error:
+        known = ", ".join(fingerprint(known) for known in authorities)
+        raise CredentialError(
+            f"{certificate}: is not signed by the authority in {authority} ({known}): {error}; "
+            f"put the right authority's certificate there, or run: {again}"
+        ) from error
+    if public_bytes(claims.public_key) != public_bytes(private.public_key()):
+        raise CredentialError(f"{certificate}: is not for the key in {key}; run: {again}")
+    return NodeCredentials(private, claims, compact_certificate_of(certificate, leaf), authorities)
+
+
+def _leaf(path: Path, certificates: Sequence[x509.Certificate]) -> x509.Certificate:
+    for certificate in certificates:
+        if not is_authority(certificate):
+            return certificate
+    raise CredentialError(f"{path}: holds no node's certificate; run where the authority is: trireme ca sign REQUEST")
+
+
+def _authorities(path: Path) -> tuple[ec.EllipticCurvePublicKey, ...]:
+    """Load the authorities of a file; a node's certificate in front of them is passed over."""
+    advice = "trireme ca init DIR --trust-domain NAME"
+    found = [certificate for certificate in load_certificates(path, advice) if is_authority(certificate)]
+    if not found:
+        raise CredentialError(f"{path}: holds no authority's certificate; run: {advice}")
+    domains = {trust_domain_of(path, certificate) for certificate in found}
+    if len(domains) > 1:
+        raise CredentialError(f"{path}: holds authorities of several trust domains: {', '.join(sorted(domains))}")
+    return tuple(authority_key(path, certificate) for certificate in found)
