@@ -1,0 +1,306 @@
+"""The client's end: the local pod opens a connection."""
+
+from __future__ import annotations
+
+from trireme_py import messages, wire
+from trireme_py.endpoint import (
+    Endpoint,
+    Shared,
+    Turn,
+    drop_held,
+    hold,
+    is_pod_address,
+    judge,
+    release_held,
+)
+from trireme_py.errors import BadPacket
+from trireme_py.flows import ClientFlow, Live
+from trireme_py.handshake import AWAITING_ACK, AWAITING_SYN_ACK, State, Step, advance
+from trireme_py.messages import SynAck
+from trireme_py.model import Direction, DropReason, Result, Verdict
+from trireme_py.packet import (
+    ACK,
+    FIN,
+    RST,
+    SEQUENCE_SPACE,
+    URG,
+    Packet,
+    reset_for,
+    tcp_checksum_is_right,
+    with_tcp,
+)
+
+PROOF = wire.ACK.size
+
+
+class ClientSide:
+    """Each method takes one packet of a connection that the local pod opens, and returns its result.
+
+    All raise BadPacket or InvalidToken for what is to be dropped; state changes only after everything was verified.
+    """
+
+    __slots__ = ("_shared",)
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+
+    def app_syn(self, turn: Turn) -> Result:
+        """The pod's SYN leaves: attach who the pod is."""
+        endpoint, packet = turn.pod, turn.packet
+        flow = endpoint.clients.get(turn.tuple5)
+        if flow is not None and flow.isn == packet.sequence:
+            if flow.resynchronising:
+                flow.resynchronising = False
+                return Result(Verdict.PASS)  # our own bare copy; it must not disturb the mark
+        else:
+            flow = self._open(turn)
+        target = (packet.destination, packet.destination_port)
+        in_scope = packet.destination in self._shared.settings.identity_scope
+        if not in_scope:
+            # Nobody there can be identified, so there is no answer to wait for.
+            self._judge_silent(turn)
+        # The first two go with a token, then every other one: something on the path may mind data in a SYN.
+        bare = not in_scope or (flow.sent >= 2 and flow.sent % 2 == 0)
+        if endpoint.minds_payload.get(target):
+            endpoint.minds_payload.put(target, True, turn.now.mono_ns)
+            bare = True
+        elif endpoint.unanswered.get(target):
+            bare = True
+        if packet.body + wire.SYN.size + len(flow.local.assertion) > wire.PATH_MTU:
+            bare = True  # extension headers left no room: unidentified beats fragmented
+        if bare:
+            state = advance(flow.state, Step.SEND_BARE_SYN)
+            rewritten = flow.syn.data
+        else:
+            state = advance(flow.state, Step.CREATE_SYN)
+            if flow.message is None:
+                nonce = self._shared.entropy(wire.NONCE_SIZE)
+                flow.message = messages.encode_syn(flow.local.id, nonce, flow.local.assertion)
+            rewritten = with_tcp(flow.syn, flow.message)
+        flow.state = state
+        flow.sent += 1
+        flow.last_was_bare = bare
+        self._remember(turn, flow)
+        return Result(Verdict.PASS_CLEAR, packet=rewritten)
+
+    def _open(self, turn: Turn) -> ClientFlow:
+        endpoint, packet, key = turn.pod, turn.packet, turn.tuple5
+        if not endpoint.policy.may_open(packet.protocol):
+            self._judge_silent(turn)
+        previous = endpoint.clients.pop(key)
+        if previous is not None:
+            drop_held(self._shared, endpoint, previous.held, DropReason.HOLD_TIMEOUT)
+        # Data in a SYN would reach the other side before anybody was judged: the pod's kernel sends it again with its
+        # first ACK, as it does with any server that does not speak Fast Open.
+        bare = with_tcp(packet, b"", without_fast_open=True)
+        syn = Packet(
+            bare, packet.body, packet.version, packet.protocol, packet.source, packet.destination, packet.transport,
+            packet.source_port, packet.destination_port, packet.sequence, packet.acknowledgement, packet.flags,
+            packet.body,
+        )  # fmt: skip
+        return ClientFlow(key, packet.sequence, endpoint.identity, syn)
+
+    def _remember(self, turn: Turn, flow: ClientFlow) -> None:
+        evicted = turn.pod.clients.put(flow.key, flow, turn.now.mono_ns)
+        if evicted is not None:
+            drop_held(self._shared, turn.pod, evicted.held, DropReason.TABLE_FULL)
+
+    def net_syn_ack(self, turn: Turn, flow: ClientFlow) -> Result:
+        """The server answers: believe it, judge it, and prove ourselves when asked again."""
+        packet = turn.packet
+        if packet.acknowledgement != (flow.isn + 1) % SEQUENCE_SPACE:
+            return self._payload_acknowledged(turn, flow)
+        if not tcp_checksum_is_right(packet):
+            raise BadPacket(DropReason.BAD_CHECKSUM)
+        if flow.message is not None and messages.is_message(packet.payload):
+            return self._identified_syn_ack(turn, flow)
+        return self._bare_syn_ack(turn, flow)
+
+    def _payload_acknowledged(self, turn: Turn, flow: ClientFlow) -> Result:
+        """A server that takes data in any SYN has handed our token to its application: take it back, come again."""
+        packet = turn.packet
+        sent = len(flow.message or b"")
+        if not sent or packet.acknowledgement != (flow.isn + 1 + sent) % SEQUENCE_SPACE:
+            raise BadPacket(DropReason.UNEXPECTED, "SYN-ACK of another SYN")
+        if flow.state not in AWAITING_SYN_ACK or flow.last_was_bare:
+            raise BadPacket(DropReason.UNEXPECTED, "late SYN-ACK")
+        turn.pod.minds_payload.put((packet.source, packet.source_port), True, turn.now.mono_ns)
+        self._shared.drops[DropReason.PAYLOAD_ACKNOWLEDGED] += 1
+        reset = reset_for(packet, towards_sender=True)
+        return Result(Verdict.DROP, DropReason.PAYLOAD_ACKNOWLEDGED, send=(reset, flow.syn.data))
+
+    def _identified_syn_ack(self, turn: Turn, flow: ClientFlow) -> Result:
+        shared, packet = self._shared, turn.packet
+        payload = packet.payload
+        if flow.syn_ack_fixed and payload.startswith(flow.syn_ack_fixed) and packet.sequence == flow.server_isn:
+            return self._asked_again(turn, flow)
+        answer = messages.decode_syn_ack_untrusted(payload)
+        if flow.message is None:
+            raise BadPacket(DropReason.UNEXPECTED)
+        syn_fixed = flow.message[: wire.SYN.size]
+        peer = shared.identities.resolve_untrusted(turn.now, turn.pod.number, answer.id, answer.assertion)
+        key = shared.identities.pair_key(flow.local, peer, local_is_client=True)
+        messages.check_mac(messages.syn_ack_mac(key, syn_fixed, answer.fixed[: wire.SYN_ACK_MAC_OFFSET]), answer.mac)
+        evident = self._check_addresses(turn.pod, flow, answer)
+        state = advance(flow.state, Step.CONSUME_SYN_ACK)
+        if flow.syn_ack_fixed and packet.sequence != flow.server_isn:
+            raise BadPacket(DropReason.UNEXPECTED, "SYN-ACK of another connection")
+        decision = judge(
+            shared, turn, Direction.EGRESS, flow.key, identity=peer.identity, address=answer.server[0],
+            port=answer.server[1], isn=flow.isn, proven=True,
+        )  # fmt: skip
+        if not decision.allowed:
+            return self._refuse(packet)
+        shared.unproven_translations += not evident
+        flow.state, flow.peer, flow.actual = state, peer, answer.server
+        flow.server_isn, flow.syn_ack_fixed = packet.sequence, answer.fixed
+        flow.proof = messages.encode_ack(syn_fixed, answer.fixed, key)
+        self._remember(turn, flow)
+        if state is State.ACK_CREATED:
+            return self._prove_again(flow)
+        return Result(Verdict.PASS, packet=with_tcp(packet, b""))
+
+    def _bare_syn_ack(self, turn: Turn, flow: ClientFlow) -> Result:
+        endpoint, packet = turn.pod, turn.packet
+        if flow.state is State.ACK_CREATED and packet.sequence == flow.server_isn:
+            return self._asked_again(turn, flow)
+        state = advance(flow.state, Step.ADMIT_BARE_SYN_ACK)
+        protocol, own, own_port, address, port = flow.key
+        actual = (address, port or 0)
+        if endpoint.policy.isolated(Direction.EGRESS):
+            actual = self._shared.translate(endpoint.number, protocol, own, own_port or 0, *actual) or actual
+        decision = judge(
+            self._shared, turn, Direction.EGRESS, flow.key, identity=None, address=actual[0],
+            port=actual[1], isn=flow.isn,
+        )  # fmt: skip
+        if not decision.allowed:
+            return self._refuse(packet)
+        if flow.last_was_bare and flow.message is not None:
+            endpoint.unanswered.put((address, port), True, turn.now.mono_ns)
+        if flow.state in AWAITING_SYN_ACK:
+            flow.server_isn = packet.sequence
+        flow.state, flow.actual = state, actual
+        self._remember(turn, flow)
+        stripped = with_tcp(packet, b"") if packet.payload_length else None
+        return Result(Verdict.PASS, packet=stripped)
+
+    def _refuse(self, packet: Packet) -> Result:
+        """Egress policy says no: the server is told at once, so that it keeps nothing half open."""
+        self._shared.drops[DropReason.POLICY] += 1
+        return Result(Verdict.DROP, DropReason.POLICY, send=(reset_for(packet, towards_sender=True),))
+
+    def _asked_again(self, turn: Turn, flow: ClientFlow) -> Result:
+        """The same SYN-ACK again: our proof was lost, or the pod's kernel has not seen the first copy yet."""
+        if flow.state in AWAITING_ACK:
+            return Result(Verdict.PASS, packet=with_tcp(turn.packet, b""))
+        self._remember(turn, flow)
+        return self._prove_again(flow)
+
+    def _prove_again(self, flow: ClientFlow) -> Result:
+        flow.repeats += 1
+        send: list[bytes] = []
+        if flow.repeats == 2:
+            # A stale entry of the same ports in a conntrack on the path has counted the token into its window and now
+            # calls our ACKs invalid. A SYN without it sets that window right.
+            flow.resynchronising = True
+            send.append(flow.syn.data)
+        if flow.ack is not None:
+            send.append(self._proof_alone(flow, flow.ack))
+        self._shared.drops[DropReason.REPEATED] += 1
+        return Result(Verdict.DROP, DropReason.REPEATED, send=tuple(send))
+
+    def app_segment(self, turn: Turn, flow: ClientFlow) -> Result:
+        """Anything but a SYN leaves the pod on a connection it opened: put the proof in front of the first."""
+        packet = turn.packet
+        if packet.flags & RST:
+            return Result(Verdict.PASS)
+        first = (flow.isn + 1) % SEQUENCE_SPACE
+        if flow.proof and packet.sequence == (first - PROOF) % SEQUENCE_SPACE:
+            if packet.payload != flow.proof:
+                raise BadPacket(DropReason.UNEXPECTED, "before the first octet")
+            self._proven(turn, flow)
+            released = release_held(turn.pod, flow.held, accept_last=not turn.more)
+            return Result(Verdict.PASS if released else turn.accept, release=released)
+        if flow.state is State.SYN_ACK_CONSUMED:
+            return self._prove(turn, flow)
+        if flow.state is State.BARE_SYN_ACK_ADMITTED:
+            flow.state = advance(flow.state, Step.SEND_BARE_ACK)
+            self._admit(turn, flow)
+        if flow.state in (State.ACK_CREATED, State.BARE_ACK_SENT):
+            return Result(turn.accept)
+        raise BadPacket(DropReason.UNPROVEN, "before the SYN-ACK")
+
+    def _prove(self, turn: Turn, flow: ClientFlow) -> Result:
+        packet = turn.packet
+        first = (flow.isn + 1) % SEQUENCE_SPACE
+        room = packet.length + PROOF <= wire.PATH_MTU and not packet.truncated and not packet.flags & URG
+        if packet.sequence == first and room and not flow.held.packets:
+            self._proven(turn, flow)
+            return Result(turn.accept, packet=with_tcp(packet, flow.proof + packet.payload, sequence=first - PROOF))
+        # No room in front of this one: the proof goes alone, and what the pod wants to send waits for it to pass.
+        waiting = bool(flow.held.packets)
+        hold(turn, flow.held)
+        return Result(Verdict.HOLD, send=() if waiting else (self._proof_alone(flow, packet),))
+
+    def _proof_alone(self, flow: ClientFlow, like: Packet) -> bytes:
+        """The proof as a segment of its own, ending where the pod's first octet begins: old data, should it be late."""
+        return with_tcp(like, flow.proof, sequence=flow.isn + 1 - PROOF, flags=ACK)
+
+    def _proven(self, turn: Turn, flow: ClientFlow) -> None:
+        again = flow.state is State.ACK_CREATED
+        flow.state = advance(flow.state, Step.CREATE_ACK)
+        if not again:
+            flow.ack = turn.packet
+            self._admit(turn, flow)
+
+    def _admit(self, turn: Turn, flow: ClientFlow) -> None:
+        address, port = flow.actual or (flow.key[3], flow.key[4] or 0)
+        identity = flow.peer.identity if flow.peer else None
+        judge(
+            self._shared, turn, Direction.EGRESS, flow.key, identity=identity, address=address, port=port,
+            isn=flow.isn, proven=identity is not None, announce_allow=True,
+        )  # fmt: skip
+        live = Live(Direction.EGRESS, identity, address, port, turn.pod.policy, flow.isn)
+        turn.pod.live.put(flow.key, live, turn.now.mono_ns)
+        self._remember(turn, flow)
+
+    def net_segment(self, turn: Turn, flow: ClientFlow) -> Result:
+        """Anything but a SYN-ACK arrives before the connection is accepted."""
+        packet = turn.packet
+        if packet.flags & RST:
+            sent = len(flow.message or b"")
+            if sent and packet.acknowledgement == (flow.isn + 1 + sent) % SEQUENCE_SPACE:
+                # A closed port acknowledges the token as well; the pod's kernel knows only of its SYN.
+                if not tcp_checksum_is_right(packet):
+                    raise BadPacket(DropReason.BAD_CHECKSUM)
+                return Result(Verdict.PASS, packet=with_tcp(packet, b"", acknowledgement=flow.isn + 1))
+            return Result(Verdict.PASS)
+        if packet.flags & FIN or packet.payload_length:
+            raise BadPacket(DropReason.UNPROVEN, "data before our proof")
+        return Result(Verdict.PASS)  # a server that remembers an older connection; the pod's kernel answers with RST
+
+    def _judge_silent(self, turn: Turn) -> None:
+        """Judge a destination that will not identify itself. Raises BadPacket(POLICY)."""
+        key, isn = turn.tuple5, turn.packet.sequence
+        decision = judge(self._shared, turn, Direction.EGRESS, key, identity=None, address=key[3], port=key[4], isn=isn)
+        if not decision.allowed:
+            raise BadPacket(DropReason.POLICY)
+
+    def _check_addresses(self, endpoint: Endpoint, flow: ClientFlow, answer: SynAck) -> bool:
+        """Refuse a relay: the two ends must have seen one and the same connection, translations aside.
+
+        Returns whether the translation of the dialled address, if any, is evident. Raises BadPacket(RELAYED).
+        """
+        protocol, own, own_port, dialled, dialled_port = flow.key
+        if answer.client[0] != own and is_pod_address(self._shared, answer.client[0]):
+            raise BadPacket(DropReason.RELAYED, "the server saw another pod's address")
+        if answer.server == (dialled, dialled_port):
+            return True
+        # Asked for each connection: two pods behind one Service must not be taken for each other.
+        shown = self._shared.translate(endpoint.number, protocol, own, own_port or 0, dialled, dialled_port or 0)
+        if shown == answer.server:
+            return True
+        strict = self._shared.settings.require_translation_evidence
+        if shown is not None or strict or is_pod_address(self._shared, dialled):
+            raise BadPacket(DropReason.RELAYED, "the server is not the one that was dialled")
+        return False

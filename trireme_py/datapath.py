@@ -1,0 +1,265 @@
+"""The engine: one packet in, exactly one verdict out.
+
+This file says which part of the data path a packet belongs to, and nothing else. The shell (agent/nfqueue.py) reads
+packets from the pods' queues, calls :meth:`Datapath.receive`, and carries out the results.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from trireme_py.client import ClientSide
+from trireme_py.endpoint import DatapathSettings, Endpoint, Shared, Translate, Turn, drop_held, tuple_of
+from trireme_py.errors import BadPacket, InvalidToken
+from trireme_py.established import Established
+from trireme_py.flows import Tuple5
+from trireme_py.handshake import AWAITING_ACK, AWAITING_SYN_ACK
+from trireme_py.identities import Identities, LocalIdentity
+from trireme_py.model import (
+    Address,
+    DropReason,
+    FlowEvent,
+    Hook,
+    Instant,
+    PolicyView,
+    Protocol,
+    Release,
+    Result,
+    Verdict,
+)
+from trireme_py.packet import ACK, FIN, RST, SEQUENCE_SPACE, SYN, Packet, parse_packet_untrusted
+from trireme_py.server import ServerSide
+
+
+class Caught(NamedTuple):
+    """A packet as the shell caught it."""
+
+    ticket: int
+    """The shell's own number for it, by which a held packet is released later."""
+    data: bytes
+
+
+class Gauges(NamedTuple):
+    """Sizes of the data path's tables, for the metrics."""
+
+    opening: int
+    half_open: int
+    live: int
+    identities: int
+
+
+class Datapath:
+    """The data path of all local pods. Not thread-safe: one thread owns it."""
+
+    __slots__ = ("_client", "_endpoints", "_established", "_on_failure", "_server", "_shared")
+
+    def __init__(
+        self,
+        identities: Identities,
+        settings: DatapathSettings,
+        *,
+        entropy: Callable[[int], bytes],
+        translate: Translate,
+        on_failure: Callable[[Exception], Verdict] = lambda _: Verdict.DROP,
+    ) -> None:
+        """``entropy(n)`` returns n octets of the kernel's CSPRNG. ``on_failure`` decides for a packet that made this
+        code fail: the one catch-all of the data path asks it, so that no packet ends the process."""
+        self._shared = Shared(identities, settings, entropy, translate)
+        self._client = ClientSide(self._shared)
+        self._server = ServerSide(self._shared)
+        self._established = Established(self._shared)
+        self._endpoints: dict[int, Endpoint] = {}
+        self._on_failure = on_failure
+
+    # -- pods ---------------------------------------------------------------------------------------------------------
+
+    def add_endpoint(
+        self, endpoint: int, pod: str, addresses: tuple[Address, ...], identity: LocalIdentity, policy: PolicyView
+    ) -> None:
+        """Take on a local pod. ``endpoint`` is the shell's own number for its queue."""
+        self._endpoints[endpoint] = Endpoint(endpoint, pod, frozenset(addresses), identity, policy)
+        self._shared.pod_addresses.update(addresses)
+
+    def remove_endpoint(self, endpoint: int) -> list[Release]:
+        """Let a pod go; returns the releases of what it had held."""
+        gone = self._endpoints.pop(endpoint, None)
+        if gone is None:
+            return []
+        self._shared.pod_addresses.subtract(gone.addresses)
+        self._shared.identities.forget_endpoint(endpoint)
+        for held in gone.holds.clear():
+            drop_held(self._shared, gone, held, DropReason.NOT_READY)
+        return [release for number, release in self._take_orphans() if number == endpoint]
+
+    def set_identity(self, endpoint: int, identity: LocalIdentity) -> None:
+        """Use another assertion for the pod's next connections; those under way finish with theirs."""
+        self._endpoints[endpoint].identity = identity
+
+    def set_policy(self, endpoint: int, policy: PolicyView) -> None:
+        """Swap the pod's policy. Live connections are judged again as their packets come back to the queue."""
+        self._endpoints[endpoint].policy = policy
+
+    # -- packets ------------------------------------------------------------------------------------------------------
+
+    def receive(self, now: Instant, endpoint: int, hook: Hook, batch: Sequence[Caught]) -> list[Result]:
+        """Judge the packets of one pod that were waiting in its queue at one hook, in their order.
+
+        Returns one result for each. While more packets of one connection wait, none of them is marked: a packet that
+        came later would overtake those still in the queue.
+        """
+        pod = self._endpoints.get(endpoint)
+        parsed: list[Packet | BadPacket] = []
+        waiting: Counter[Tuple5] = Counter()
+        for caught in batch:
+            try:
+                packet = parse_packet_untrusted(caught.data)
+            except BadPacket as bad:
+                parsed.append(bad)
+                continue
+            parsed.append(packet)
+            waiting[tuple_of(packet, leaving=hook is Hook.APPLICATION)] += 1
+        results = []
+        for caught, item in zip(batch, parsed, strict=True):
+            if isinstance(item, BadPacket):
+                results.append(self._drop(item.reason))
+                continue
+            if pod is None:
+                results.append(self._drop(DropReason.NOT_READY))
+                continue
+            tuple5 = tuple_of(item, leaving=hook is Hook.APPLICATION)
+            waiting[tuple5] -= 1
+            results.append(self._receive_one(Turn(now, pod, hook, caught.ticket, item, tuple5, waiting[tuple5] > 0)))
+        return results
+
+    def _receive_one(self, turn: Turn) -> Result:
+        try:
+            if turn.packet.protocol != Protocol.TCP:
+                return self._established.datagram(turn)
+            if turn.packet.flags & SYN and turn.packet.flags & (RST | FIN):
+                raise BadPacket(DropReason.MALFORMED_PACKET, "SYN with RST or FIN")
+            if turn.hook is Hook.APPLICATION:
+                return self._application_packet(turn)
+            return self._network_packet(turn)
+        except (BadPacket, InvalidToken) as bad:
+            return self._drop(bad.reason)
+        except Exception as failure:  # the one catch-all: no packet may end the process
+            verdict = self._on_failure(failure)
+            self._shared.drops[DropReason.INTERNAL_ERROR] += 1
+            return Result(verdict, DropReason.INTERNAL_ERROR if verdict is Verdict.DROP else None)
+
+    def _application_packet(self, turn: Turn) -> Result:
+        """A TCP packet leaves the pod."""
+        pod, packet = turn.pod, turn.packet
+        if packet.flags & SYN:
+            return self._server.app_syn_ack(turn) if packet.flags & ACK else self._client.app_syn(turn)
+        client, live = pod.clients.get(turn.tuple5), pod.live.get(turn.tuple5)
+        # A connection of ours that was accepted and then lost its standing to a new policy is judged again below.
+        if client is not None and (live is None or live.isn != client.isn or live.policy is pod.policy):
+            return self._client.app_segment(turn, client)
+        if turn.tuple5 in pod.answered:
+            return self._server.app_segment(turn)
+        if live is not None:
+            return self._established.judge_again(turn, live)
+        if packet.flags & RST:
+            syn = (packet.destination, packet.destination_port or 0, (packet.acknowledgement - 1) % SEQUENCE_SPACE)
+            if syn in pod.servers:
+                return Result(Verdict.PASS)  # a closed port refuses a SYN that policy let in
+        return self._established.unknown_segment(turn)
+
+    def _network_packet(self, turn: Turn) -> Result:
+        """A TCP packet arrives at the pod."""
+        pod, packet = turn.pod, turn.packet
+        client = pod.clients.get(turn.tuple5)
+        if packet.flags & SYN:
+            if packet.flags & ACK:
+                if client is None:
+                    raise BadPacket(DropReason.NO_STATE, "SYN-ACK without a SYN")
+                return self._client.net_syn_ack(turn, client)
+            if client is not None and client.state in AWAITING_SYN_ACK:
+                raise BadPacket(DropReason.SIMULTANEOUS_OPEN)
+            return self._server.net_syn(turn)
+        if client is not None and client.state in AWAITING_SYN_ACK | AWAITING_ACK:
+            return self._client.net_segment(turn, client)
+        proven = self._server.find_by_proof(turn)
+        if proven is not None:
+            return self._server.net_proof(turn, proven)
+        half_open = pod.answered.get(turn.tuple5)
+        if half_open is not None:
+            return self._server.net_segment(turn, half_open)
+        live = pod.live.get(turn.tuple5)
+        if live is not None:
+            return self._established.judge_again(turn, live)
+        return self._established.unknown_segment(turn)
+
+    def _drop(self, reason: DropReason) -> Result:
+        self._shared.drops[reason] += 1
+        return Result(Verdict.DROP, reason)
+
+    # -- time and reports ---------------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> int | None:
+        """Monotonic nanoseconds at which :meth:`expire` has something to do, or None."""
+        deadlines = [
+            deadline
+            for pod in self._endpoints.values()
+            for table in (pod.holds, pod.servers, pod.clients)
+            if (deadline := table.next_deadline()) is not None
+        ]
+        return min(deadlines, default=None)
+
+    def expire(self, now: Instant) -> list[tuple[int, Release]]:
+        """Forget what is past its time; returns (endpoint, release) for each packet that was held too long."""
+        for pod in self._endpoints.values():
+            for held in pod.holds.expire(now.mono_ns):
+                drop_held(self._shared, pod, held, DropReason.HOLD_TIMEOUT)
+            for server in pod.servers.expire(now.mono_ns):
+                self._server.forget(pod, server, DropReason.HOLD_TIMEOUT)
+            for client in pod.clients.expire(now.mono_ns):
+                drop_held(self._shared, pod, client.held, DropReason.HOLD_TIMEOUT)
+            pod.denials.expire(now.mono_ns)
+            pod.unanswered.expire(now.mono_ns)
+            pod.minds_payload.expire(now.mono_ns)
+        return self._take_orphans()
+
+    def take_releases(self) -> list[tuple[int, Release]]:
+        """Return (endpoint, release) of held packets whose connection had to make room since the last call."""
+        return self._take_orphans()
+
+    def forget_dead(self, endpoint: int, living: set[Tuple5]) -> int:
+        """Drop the memory of accepted connections that conntrack no longer has; returns how many."""
+        pod = self._endpoints[endpoint]
+        dead = [tuple5 for tuple5 in pod.live if tuple5 not in living]
+        for tuple5 in dead:
+            pod.live.pop(tuple5)
+        return len(dead)
+
+    def drain_events(self) -> list[FlowEvent]:
+        """Return what was judged since the last call."""
+        events, self._shared.events = self._shared.events, []
+        return events
+
+    @property
+    def drops(self) -> Counter[DropReason]:
+        """Packets dropped, by reason."""
+        return self._shared.drops
+
+    @property
+    def unproven_translations(self) -> int:
+        """Servers accepted behind an outside address whose translation this node could not see."""
+        return self._shared.unproven_translations
+
+    def gauges(self) -> Gauges:
+        """Count what is remembered."""
+        pods = self._endpoints.values()
+        return Gauges(
+            sum(len(pod.clients) for pod in pods),
+            sum(len(pod.servers) for pod in pods),
+            sum(len(pod.live) for pod in pods),
+            len(self._shared.identities),
+        )
+
+    def _take_orphans(self) -> list[tuple[int, Release]]:
+        orphans, self._shared.orphans = self._shared.orphans, []
+        return orphans

@@ -1,0 +1,209 @@
+"""One local pod as the data path holds it, and what all of the data path shares."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from trireme_py.errors import BadPacket
+from trireme_py.flows import BoundedTable, ClientFlow, Held, Live, ServerFlow, Tuple5
+from trireme_py.identities import Identities, LocalIdentity
+from trireme_py.model import (
+    Address,
+    Decision,
+    Direction,
+    DropReason,
+    FlowEvent,
+    Hook,
+    Identity,
+    Instant,
+    PolicyView,
+    Release,
+    Verdict,
+)
+from trireme_py.networks import NetworkSet
+from trireme_py.packet import Packet
+
+_SECOND: Final = 1_000_000_000
+
+MAX_HALF_OPEN: Final = 8192
+"""Per pod and role. Linux's own default SYN backlog is at most 4096; a SYN flood turns the oldest out."""
+HALF_OPEN_NS: Final = 70 * _SECOND
+"""Longer than a Linux server goes on repeating its SYN-ACK (tcp_synack_retries 5: 63 s)."""
+MAX_LIVE: Final = 65_536
+"""Per pod; what is turned out is judged as unidentified should policy change."""
+MAX_DENIALS: Final = 4096
+DENIAL_NS: Final = 130 * _SECOND
+"""As long as a Linux client goes on repeating its SYN (tcp_syn_retries 6: 127 s): one event for one connect."""
+MAX_BARE: Final = 4096
+UNANSWERED_NS: Final = 60 * _SECOND
+"""Where two SYNs with a token stayed unanswered and a bare one did not. Loss can look the same, so it is short."""
+MINDS_PAYLOAD_NS: Final = 3600 * _SECOND
+"""A server that took our token for data (Fast Open without cookies) is spared it for an hour after each contact."""
+HOLD_NS: Final = 1 * _SECOND
+"""As long as a packet may wait in the queue: the sender's own retransmission has come by then."""
+MAX_HELD_PACKETS: Final = 64
+MAX_HELD_OCTETS: Final = 128 * 1024
+"""Per connection: an initial window of ten segments of a 9000-octet link, with room."""
+
+Translate = Callable[[int, int, Address, int, Address, int], "tuple[Address, int] | None"]
+"""(endpoint, protocol, source, port, destination, port) -> the address and port that the node's conntrack shows the
+destination translated to, or None when it has no such connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatapathSettings:
+    """What an installation chooses."""
+
+    identity_scope: NetworkSet
+    """Where tokens, and so labels, may be sent."""
+    pod_ranges: NetworkSet
+    """Addresses that belong to pods; what lies outside may be a load balancer or a masquerading router."""
+    require_translation_evidence: bool = False
+    """Refuse a server behind a translated address when the node's conntrack does not show the translation."""
+
+
+@dataclass(slots=True, eq=False)
+class Endpoint:
+    """One local pod."""
+
+    number: int
+    pod: str
+    addresses: frozenset[Address]
+    identity: LocalIdentity
+    policy: PolicyView
+    clients: BoundedTable[Tuple5, ClientFlow] = field(default_factory=lambda: BoundedTable(MAX_HALF_OPEN, HALF_OPEN_NS))
+    servers: BoundedTable[tuple[Address, int, int], ServerFlow] = field(
+        default_factory=lambda: BoundedTable(MAX_HALF_OPEN, HALF_OPEN_NS)
+    )
+    answered: dict[Tuple5, ServerFlow] = field(default_factory=dict)
+    """Members of ``servers`` whose SYN-ACK has left, by their tuple."""
+    live: BoundedTable[Tuple5, Live] = field(default_factory=lambda: BoundedTable(MAX_LIVE, 1 << 62))
+    denials: BoundedTable[tuple[Tuple5, int | None], PolicyView] = field(
+        default_factory=lambda: BoundedTable(MAX_DENIALS, DENIAL_NS)
+    )
+    unanswered: BoundedTable[tuple[Address, int | None], bool] = field(
+        default_factory=lambda: BoundedTable(MAX_BARE, UNANSWERED_NS)
+    )
+    minds_payload: BoundedTable[tuple[Address, int | None], bool] = field(
+        default_factory=lambda: BoundedTable(MAX_BARE, MINDS_PAYLOAD_NS)
+    )
+    holds: BoundedTable[int, Held] = field(default_factory=lambda: BoundedTable(MAX_HALF_OPEN, HOLD_NS))
+    """The flows that hold packets, by the id() of their queue."""
+
+
+@dataclass(slots=True, eq=False)
+class Shared:
+    """What the parts of the data path work with together."""
+
+    identities: Identities
+    settings: DatapathSettings
+    entropy: Callable[[int], bytes]
+    translate: Translate
+    events: list[FlowEvent] = field(default_factory=list)
+    drops: Counter[DropReason] = field(default_factory=Counter)
+    unproven_translations: int = 0
+    """Servers accepted behind an outside address whose translation this node could not see."""
+    pod_addresses: Counter[Address] = field(default_factory=Counter)
+    """Addresses of the local pods, whatever the configured ranges say."""
+    orphans: list[tuple[int, Release]] = field(default_factory=list)
+    """(endpoint, release) of held packets whose flow had to go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One packet's turn: everything there is to know before anything is decided."""
+
+    now: Instant
+    pod: Endpoint
+    hook: Hook
+    ticket: int
+    packet: Packet
+    tuple5: Tuple5
+    more: bool
+    """Whether more packets of the same connection wait behind this one."""
+
+    @property
+    def accept(self) -> Verdict:
+        """How an accepted packet passes: the mark goes on the last that waits, so that none overtakes another."""
+        return Verdict.PASS if self.more else Verdict.ACCEPT
+
+
+def is_pod_address(shared: Shared, address: Address) -> bool:
+    """Tell whether an address belongs to some pod, here or elsewhere."""
+    return address in shared.settings.pod_ranges or shared.pod_addresses[address] > 0
+
+
+def judge(
+    shared: Shared,
+    turn: Turn,
+    direction: Direction,
+    tuple5: Tuple5,
+    *,
+    identity: Identity | None,
+    address: Address,
+    port: int | None,
+    isn: int | None = None,
+    proven: bool = False,
+    announce_allow: bool = False,
+) -> Decision:
+    """Ask policy about one flow and report the answer, a denial once for all repetitions of one SYN.
+
+    ``address`` and ``port`` are what policy judges: the peer's address, and the destination's own port.
+    """
+    now, endpoint = turn.now, turn.pod
+    protocol, own, own_port, other, other_port = tuple5
+    decision = endpoint.policy.decide(direction, identity, address, protocol, port)
+    if decision.allowed:
+        announce = announce_allow
+    else:
+        announce = endpoint.denials.get((tuple5, isn)) is not endpoint.policy
+        endpoint.denials.put((tuple5, isn), endpoint.policy, now.mono_ns)
+    if announce:
+        ends = (own, own_port, other, other_port)
+        actual = None
+        if direction is Direction.INGRESS:
+            ends = (other, other_port, own, own_port)
+        elif port is not None and (address, port) != (other, other_port):
+            actual = (address, port)
+        shared.events.append(
+            FlowEvent(now.wall_s, endpoint.pod, direction, decision, protocol, *ends, identity, proven, actual)
+        )
+    return decision
+
+
+def tuple_of(packet: Packet, *, leaving: bool) -> Tuple5:
+    """Return the packet's tuple from the pod's point of view."""
+    if leaving:
+        return packet.protocol, packet.source, packet.source_port, packet.destination, packet.destination_port
+    return packet.protocol, packet.destination, packet.destination_port, packet.source, packet.source_port
+
+
+def hold(turn: Turn, held: Held) -> None:
+    """Let the packet wait in the queue, for HOLD_NS at most. Raises BadPacket(HOLD_LIMIT)."""
+    if len(held.packets) >= MAX_HELD_PACKETS or held.octets + turn.packet.length > MAX_HELD_OCTETS:
+        raise BadPacket(DropReason.HOLD_LIMIT)
+    if not held.packets:
+        turn.pod.holds.put(id(held), held, turn.now.mono_ns)
+    held.add(turn.ticket, turn.packet)
+
+
+def release_held(endpoint: Endpoint, held: Held, *, accept_last: bool) -> tuple[Release, ...]:
+    """Let go of held packets in order; the mark, if any, goes on the last, so that none overtakes another."""
+    endpoint.holds.pop(id(held))
+    waiting = held.take()
+    last = len(waiting) - 1
+    return tuple(
+        Release(ticket, Verdict.ACCEPT if accept_last and index == last else Verdict.PASS)
+        for index, (ticket, _) in enumerate(waiting)
+    )
+
+
+def drop_held(shared: Shared, endpoint: Endpoint, held: Held, reason: DropReason) -> None:
+    """Give up held packets: each is one counted drop, released with the next result."""
+    endpoint.holds.pop(id(held))
+    for ticket, _ in held.take():
+        shared.drops[reason] += 1
+        shared.orphans.append((endpoint.number, Release(ticket, Verdict.DROP, reason)))

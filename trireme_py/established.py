@@ -1,0 +1,100 @@
+"""Packets beyond the handshake: connections judged again, packets of unknown connections, and other protocols."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from trireme_py.endpoint import Endpoint, Shared, Turn, judge, tuple_of
+from trireme_py.errors import BadPacket
+from trireme_py.flows import Live
+from trireme_py.model import Direction, DropReason, Hook, Protocol, Result, Verdict
+from trireme_py.packet import RST, Packet, icmp_error_subject_untrusted, reset_for
+
+_NEIGHBOUR_DISCOVERY: Final = frozenset({130, 131, 132, 133, 134, 135, 136, 137, 143})
+"""ICMPv6 neighbour and multicast listener discovery (RFC 4861, RFC 3810): without it there is no link."""
+
+
+class Established:
+    """Judges what is not part of a handshake. Methods raise BadPacket for what is to be dropped."""
+
+    __slots__ = ("_shared",)
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+
+    def judge_again(self, turn: Turn, live: Live) -> Result:
+        """A packet of an accepted connection without a current mark: policy has changed, or the mark is on its way."""
+        endpoint, packet = turn.pod, turn.packet
+        if live.cut:
+            return Result(Verdict.PASS) if packet.flags & RST else self._cut(packet)
+        if live.policy is not endpoint.policy:
+            decision = judge(
+                self._shared, turn, live.direction, turn.tuple5, identity=live.identity, address=live.address,
+                port=live.port, isn=live.isn, proven=live.identity is not None,
+            )  # fmt: skip
+            if not decision.allowed:
+                live.cut = True
+                return self._cut(packet)
+            live.policy = endpoint.policy
+        return Result(turn.accept)
+
+    def _cut(self, packet: Packet) -> Result:
+        """End a live connection: both applications are told at once, and the packet itself never arrives."""
+        if packet.protocol != Protocol.TCP or packet.flags & RST:
+            raise BadPacket(DropReason.CUT)
+        self._shared.drops[DropReason.CUT] += 1
+        # The reset towards the packet's receiver takes the packet's place in the queue; the other is sent.
+        ahead, back = reset_for(packet, towards_sender=False), reset_for(packet, towards_sender=True)
+        return Result(Verdict.PASS, packet=ahead, send=(back,))
+
+    def unknown_segment(self, turn: Turn) -> Result:
+        """A TCP segment of a connection we have not seen begin: it is as old as the agent, or it is an attempt.
+
+        Nobody can say who opened it, so it passes only if an unidentified peer could have opened it either way.
+        """
+        endpoint, tuple5 = turn.pod, turn.tuple5
+        for direction in Direction:
+            if not endpoint.policy.isolated(direction):
+                continue
+            port = tuple5[2] if direction is Direction.INGRESS else tuple5[4]
+            if not endpoint.policy.decide(direction, None, tuple5[3], tuple5[0], port).allowed:
+                raise BadPacket(DropReason.NO_STATE)
+        return Result(turn.accept)
+
+    def datagram(self, turn: Turn) -> Result:
+        """A packet of another protocol: judged by address, as nobody can be identified on it."""
+        endpoint, packet, tuple5 = turn.pod, turn.packet, turn.tuple5
+        leaving = turn.hook is Hook.APPLICATION
+        if packet.protocol in (Protocol.ICMP, Protocol.ICMPV6):
+            passed = self._control(endpoint, packet, leaving)
+            if passed is not None:
+                return passed
+        live = endpoint.live.get(tuple5)
+        if live is not None and not live.cut:
+            return self.judge_again(turn, live)
+        direction = Direction.EGRESS if leaving else Direction.INGRESS
+        port = packet.destination_port
+        decision = judge(
+            self._shared, turn, direction, tuple5, identity=None, address=tuple5[3], port=port,
+            announce_allow=True,
+        )  # fmt: skip
+        if not decision.allowed:
+            raise BadPacket(DropReason.POLICY)
+        endpoint.live.put(tuple5, Live(direction, None, tuple5[3], port, endpoint.policy), turn.now.mono_ns)
+        return Result(turn.accept)
+
+    def _control(self, endpoint: Endpoint, packet: Packet, leaving: bool) -> Result | None:
+        if len(packet.data) - packet.transport < 4:
+            raise BadPacket(DropReason.MALFORMED_PACKET, "ICMP header cut short")
+        if packet.protocol == Protocol.ICMPV6 and packet.data[packet.transport] in _NEIGHBOUR_DISCOVERY:
+            return Result(Verdict.PASS)
+        subject = icmp_error_subject_untrusted(packet)
+        if subject is None:
+            return None
+        # An error about a connection whose handshake is under way follows it. (One about an accepted connection never
+        # comes here: conntrack relates it, and it carries that connection's mark.)
+        tuple5 = tuple_of(subject, leaving=not leaving)
+        half_open = tuple5 in endpoint.clients or tuple5 in endpoint.answered
+        if half_open or tuple5 in endpoint.live:
+            return Result(Verdict.PASS)
+        return None

@@ -1,0 +1,205 @@
+"""The server's end: somebody opens a connection to the local pod."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from trireme_py import messages, wire
+from trireme_py.endpoint import Endpoint, Shared, Turn, drop_held, hold, judge, release_held
+from trireme_py.errors import BadPacket
+from trireme_py.flows import Live, ServerFlow
+from trireme_py.handshake import State, Step, advance
+from trireme_py.model import Direction, DropReason, Result, Verdict
+from trireme_py.packet import (
+    FIN,
+    RST,
+    SEQUENCE_SPACE,
+    has_fast_open,
+    tcp_checksum_is_right,
+    with_tcp,
+)
+
+PROOF = wire.ACK.size
+
+MAX_REPEATS: Final = 5
+"""SYN-ACKs we repeat for one connection; the pod's kernel repeats its own besides."""
+REPEAT_INTERVAL_NS: Final = 20_000_000
+"""A burst of unproven segments asks for the proof once."""
+WINDOW: Final = 1 << 20
+"""How far beyond the first octet a client may send before its proof has arrived: a generous initial window."""
+
+
+class ServerSide:
+    """Each method takes one packet of a connection that is opened to the local pod, and returns its result.
+
+    All raise BadPacket or InvalidToken for what is to be dropped; state changes only after everything was verified.
+    """
+
+    __slots__ = ("_shared",)
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+
+    def net_syn(self, turn: Turn) -> Result:
+        """A SYN arrives: who asks, and would policy let that one in? Nothing is believed for good before the ACK."""
+        shared, endpoint, packet, tuple5 = self._shared, turn.pod, turn.packet, turn.tuple5
+        if not tcp_checksum_is_right(packet):
+            raise BadPacket(DropReason.BAD_CHECKSUM)
+        live = endpoint.live.get(tuple5)
+        if live is not None and live.isn == packet.sequence:
+            # A late copy of an accepted connection's SYN: the pod's kernel answers it with a bare ACK. Should it answer
+            # with a SYN-ACK instead, that one finds no SYN.
+            return Result(Verdict.PASS, packet=with_tcp(packet, b"", without_fast_open=True))
+        peer = None
+        syn_fixed = b""
+        if messages.is_message(packet.payload):
+            message = messages.decode_syn_untrusted(packet.payload)
+            peer = shared.identities.resolve_untrusted(turn.now, endpoint.number, message.id, message.assertion)
+            syn_fixed = message.fixed
+        key = (packet.source, packet.source_port or 0, packet.sequence)
+        flow = endpoint.servers.get(key)
+        if flow is not None and flow.tuple5 == tuple5 and (peer is None or flow.syn_fixed == syn_fixed):
+            peer = flow.peer  # a repetition; a bare one of an identified SYN included
+        elif flow is not None and flow.server_isn is not None and flow.tuple5 == tuple5:
+            raise BadPacket(DropReason.UNEXPECTED, "another token on a SYN that was answered")
+        else:
+            flow = None
+        decision = judge(
+            shared, turn, Direction.INGRESS, tuple5, identity=peer.identity if peer else None,
+            address=packet.source, port=packet.destination_port, isn=packet.sequence,
+        )  # fmt: skip
+        if not decision.allowed:
+            raise BadPacket(DropReason.POLICY)
+        if flow is None:
+            step = Step.CONSUME_SYN if peer else Step.ADMIT_BARE_SYN
+            flow = ServerFlow(key, tuple5, packet, advance(State.CLOSED, step), syn_fixed, peer, endpoint.identity)
+        self._remember(turn, flow)
+        if not packet.payload_length and not has_fast_open(packet):
+            return Result(Verdict.PASS)
+        # Data of a SYN is never delivered: nobody has proved anything yet.
+        return Result(Verdict.PASS, packet=with_tcp(packet, b"", without_fast_open=True))
+
+    def _remember(self, turn: Turn, flow: ServerFlow) -> None:
+        evicted = turn.pod.servers.put(flow.key, flow, turn.now.mono_ns)
+        if evicted is not None:
+            self.forget(turn.pod, evicted, DropReason.TABLE_FULL)
+
+    def forget(self, endpoint: Endpoint, flow: ServerFlow, reason: DropReason) -> None:
+        """Take leave of a connection that is no longer half open."""
+        if endpoint.answered.get(flow.tuple5) is flow:
+            del endpoint.answered[flow.tuple5]
+        drop_held(self._shared, endpoint, flow.held, reason)
+
+    def app_syn_ack(self, turn: Turn) -> Result:
+        """The pod's SYN-ACK leaves: attach the proof of who the pod is, if the SYN said who asked.
+
+        It is matched to its SYN by the peer and the number it acknowledges: with a sidecar's REDIRECT it leaves with
+        the proxy's port here, and is translated back later.
+        """
+        endpoint, packet = turn.pod, turn.packet
+        key = (packet.destination, packet.destination_port or 0, (packet.acknowledgement - 1) % SEQUENCE_SPACE)
+        flow = endpoint.servers.get(key)
+        if flow is None:
+            raise BadPacket(DropReason.NO_STATE, "SYN-ACK without a SYN")
+        flow.server_isn = packet.sequence
+        flow.syn_ack = packet
+        endpoint.answered[flow.tuple5] = flow
+        if flow.peer is None:
+            flow.state = advance(flow.state, Step.SEND_BARE_SYN_ACK)
+            return Result(Verdict.PASS_CLEAR)
+        flow.state = advance(flow.state, Step.CREATE_SYN_ACK)
+        if not flow.message:
+            flow.message = self._create_syn_ack(flow)
+        return Result(Verdict.PASS_CLEAR, packet=with_tcp(packet, flow.message))
+
+    def _create_syn_ack(self, flow: ServerFlow) -> bytes:
+        assert flow.peer is not None
+        assert flow.local is not None
+        _, own, own_port, other, other_port = flow.tuple5
+        flow.nonce = self._shared.entropy(wire.NONCE_SIZE)
+        flow.pair_key = self._shared.identities.pair_key(flow.local, flow.peer, local_is_client=False)
+        return messages.encode_syn_ack(
+            flow.syn_fixed, flow.local.id, flow.nonce, (own, own_port or 0), (other, other_port or 0),
+            flow.local.assertion, flow.pair_key,
+        )  # fmt: skip
+
+    def find_by_proof(self, turn: Turn) -> ServerFlow | None:
+        """Find the half-open connection whose first octet this proof would stand in front of."""
+        packet = turn.packet
+        if not messages.is_message(packet.payload):
+            return None
+        isn = (packet.sequence + PROOF - 1) % SEQUENCE_SPACE
+        flow = turn.pod.servers.get((packet.source, packet.source_port or 0, isn))
+        if flow is None or flow.peer is None or flow.tuple5 != turn.tuple5:
+            return None
+        return flow
+
+    def net_proof(self, turn: Turn, flow: ServerFlow) -> Result:
+        """The client's proof arrives, in front of its first octets: check it, take it off, let the rest through."""
+        packet = turn.packet
+        if not tcp_checksum_is_right(packet):
+            raise BadPacket(DropReason.BAD_CHECKSUM)
+        proof = messages.decode_ack_untrusted(packet.payload)
+        state = advance(flow.state, Step.CONSUME_ACK)
+        expected = messages.ack_mac(flow.pair_key, flow.syn_fixed, flow.message[: wire.SYN_ACK.size], proof.header)
+        messages.check_mac(expected, proof.mac)
+        if packet.acknowledgement != ((flow.server_isn or 0) + 1) % SEQUENCE_SPACE:
+            raise BadPacket(DropReason.UNEXPECTED, "proof that acknowledges something else")
+        self._establish(turn, flow, state)
+        released = release_held(turn.pod, flow.held, accept_last=not turn.more)
+        rest = with_tcp(packet, packet.payload[PROOF:], sequence=packet.sequence + PROOF)
+        return Result(Verdict.PASS if released else turn.accept, packet=rest, release=released)
+
+    def net_segment(self, turn: Turn, flow: ServerFlow) -> Result:
+        """Anything else arrives on a half-open connection."""
+        now, packet = turn.now, turn.packet
+        if packet.flags & RST:
+            return Result(Verdict.PASS)  # the pod's kernel checks its number
+        if packet.acknowledgement != ((flow.server_isn or 0) + 1) % SEQUENCE_SPACE:
+            raise BadPacket(DropReason.UNEXPECTED, "acknowledges something else")
+        if flow.peer is None:
+            self._establish(turn, flow, advance(flow.state, Step.ADMIT_BARE_ACK))
+            return Result(turn.accept)
+        # The proof was lost or overtaken. Ask for it by repeating the SYN-ACK, without waiting for the kernel's timer.
+        send: tuple[bytes, ...] = ()
+        due = flow.repeats < MAX_REPEATS and now.mono_ns - flow.repeated_ns >= REPEAT_INTERVAL_NS
+        if flow.syn_ack is not None and due:
+            flow.repeats += 1
+            flow.repeated_ns = now.mono_ns
+            send = (flow.syn_ack.data,)
+        if not packet.payload_length and not packet.flags & FIN:
+            self._shared.drops[DropReason.UNPROVEN] += 1
+            return Result(Verdict.DROP, DropReason.UNPROVEN, send=send)
+        offset = (packet.sequence - flow.key[2] - 1) % SEQUENCE_SPACE
+        if offset > WINDOW:
+            raise BadPacket(DropReason.UNEXPECTED, "outside any initial window")
+        hold(turn, flow.held)
+        return Result(Verdict.HOLD, send=send)
+
+    def _establish(self, turn: Turn, flow: ServerFlow, state: State) -> None:
+        """Commit: the connection is real. Raises BadPacket(POLICY) if policy has changed its mind since the SYN."""
+        endpoint, now = turn.pod, turn.now
+        identity = flow.peer.identity if flow.peer else None
+        _, _, own_port, other, _ = flow.tuple5
+        decision = judge(
+            self._shared, turn, Direction.INGRESS, flow.tuple5, identity=identity, address=other,
+            port=own_port, isn=flow.key[2], proven=identity is not None, announce_allow=True,
+        )  # fmt: skip
+        if not decision.allowed:
+            raise BadPacket(DropReason.POLICY)
+        flow.state = state
+        live = Live(Direction.INGRESS, identity, other, own_port, endpoint.policy, flow.key[2])
+        endpoint.live.put(flow.tuple5, live, now.mono_ns)
+        if flow.syn_ack is not None and flow.syn_ack.source_port != own_port:
+            # Behind a sidecar's REDIRECT the pod's packets leave from the proxy's port, as far as we can see.
+            protocol, own, _, other, other_port = flow.tuple5
+            endpoint.live.put((protocol, own, flow.syn_ack.source_port, other, other_port), live, now.mono_ns)
+        endpoint.servers.pop(flow.key)
+        if endpoint.answered.get(flow.tuple5) is flow:
+            del endpoint.answered[flow.tuple5]
+
+    def app_segment(self, turn: Turn) -> Result:
+        """Anything but a SYN-ACK leaves the pod on a half-open connection: it can have nothing to say yet."""
+        if turn.packet.payload_length:
+            raise BadPacket(DropReason.UNPROVEN, "data before the proof")
+        return Result(Verdict.PASS)
