@@ -33,10 +33,10 @@ def namespace_path(namespace: str | os.PathLike[str]) -> Path:
     return Path(text) if "/" in text else RUN_DIR / text
 
 
-def run_inside(namespace: str | os.PathLike[str], function: Callable[[], T]) -> T:
-    """Call ``function`` on a thread of its own inside ``namespace``; return what it returns, raise what it raises.
+def resident(namespace: str | os.PathLike[str]) -> ThreadPoolExecutor:
+    """Return an executor with one thread, which lives inside ``namespace``. The caller shuts it down.
 
-    Raises :class:`KernelError` if the namespace cannot be entered; ``function`` has then not been called.
+    Raises :class:`KernelError` if the namespace cannot be entered.
     """
     path = namespace_path(namespace)
     try:
@@ -46,17 +46,29 @@ def run_inside(namespace: str | os.PathLike[str], function: Callable[[], T]) -> 
             f"network namespace {path}: {error.strerror}; 'ip netns list' shows those with names"
         ) from error
 
-    def enter_and_call() -> T:
+    def enter() -> None:
         if _LIBC.setns(descriptor, _CLONE_NEWNET) != 0:
             reason = os.strerror(ctypes.get_errno())
             raise KernelError(f"network namespace {path}: setns: {reason} (needs CAP_SYS_ADMIN)")
-        return function()
 
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"netns-{path.name}")
     try:
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"netns-{path.name}") as pool:
-            return pool.submit(enter_and_call).result()
+        pool.submit(enter).result()
+    except BaseException:
+        pool.shutdown()
+        raise
     finally:
         os.close(descriptor)
+    return pool
+
+
+def run_inside(namespace: str | os.PathLike[str], function: Callable[[], T]) -> T:
+    """Call ``function`` on a thread of its own inside ``namespace``; return what it returns, raise what it raises.
+
+    Raises :class:`KernelError` if the namespace cannot be entered; ``function`` has then not been called.
+    """
+    with resident(namespace) as pool:
+        return pool.submit(function).result()
 
 
 def run_inside_new(function: Callable[[], T]) -> T:

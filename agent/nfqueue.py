@@ -1,0 +1,347 @@
+"""The shell around the data path: one pod's NFQUEUE, both address families, both hooks.
+
+The queue's socket is opened inside the pod's network namespace and served from wherever the agent lives, so *which*
+socket a packet came from says which pod it belongs to. A verdict that lets a packet through is always "repeat, with
+this packet mark": the packet meets our own rules once more, which carry the answer out (:mod:`agent.ruleset`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import socket
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2s
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+from netfilterqueue import COPY_PACKET, NetfilterQueue
+
+from agent import netns
+from agent.failmode import FailMode, FailureCause, verdict_for_failure
+from agent.logs import fields
+from agent.marks import Marks
+from agent.ruleset import DEFAULT_QUEUE
+from trireme_py.errors import KernelError
+from trireme_py.model import FlowEvent, Hook, Instant, Release, Result, Verdict
+
+log = logging.getLogger(__name__)
+
+QUEUE_LENGTH: Final = 8192
+"""Packets that may wait for a verdict, held ones included; the kernel drops what comes on top, and counts it."""
+RECEIVE_BUFFER: Final = 16 << 20
+"""Octets. An exchange's packet takes about 2.5 kB of it while it waits to be read."""
+HOLD_LIMIT_NS: Final = 10_000_000_000
+"""The data path releases what it holds after a second. What it forgot (it crashed) must not fill the kernel's queue."""
+MAX_OWN: Final = 256
+"""Packets of our own under way through the rules; most come back before the next one is sent."""
+
+_NETLINK_NETFILTER: Final = 12  # include/uapi/linux/netlink.h
+_IPV6_HDRINCL: Final = 36  # include/uapi/linux/in6.h
+_SO_RCVBUFFORCE: Final = 33  # include/uapi/asm-generic/socket.h
+_PRE_ROUTING: Final = 0  # include/uapi/linux/netfilter.h
+_POST_ROUTING: Final = 4
+_HOOKS: Final = {_PRE_ROUTING: Hook.NETWORK, _POST_ROUTING: Hook.APPLICATION}
+
+T = TypeVar("T")
+
+
+class DataPath(Protocol):
+    """What the shell needs of :class:`trireme_py.datapath.Datapath`."""
+
+    def receive(self, now: Instant, endpoint: int, hook: Hook, batch: Sequence[tuple[int, bytes]]) -> Sequence[Result]:
+        """Judge packets of one endpoint, given as (ticket, octets); one result each, in the same order."""
+
+    def next_deadline(self) -> int | None:
+        """Return when :meth:`expire` must be called at the latest (monotonic ns), or None."""
+
+    def expire(self, now: Instant) -> Sequence[tuple[int, Release]]:
+        """Return the releases, by endpoint, whose deadline has come."""
+
+    def drain_events(self) -> Sequence[FlowEvent]:
+        """Return what was judged since the last call."""
+
+
+@dataclass(slots=True)
+class QueueCounters:
+    """What the shell of one pod's queue counts; nothing is lost in silence."""
+
+    packets: Counter[Hook] = field(default_factory=Counter)
+    truncated: int = 0
+    """Packets longer than the queue's copies; judged by their beginning, delivered whole."""
+    failures: Counter[FailureCause] = field(default_factory=Counter)
+    """Packets that the fail mode answered for, by cause."""
+    verdict_failures: int = 0
+    """Verdicts that could not be given: the queue was closed, or the packet had one already."""
+    send_failures: int = 0
+    """Packets of our own that the kernel would not take."""
+    own: int = 0
+    """Packets of our own that came back through the queue, as each does, and were passed."""
+    lost_tickets: int = 0
+    """Releases of packets that are not held."""
+    forgotten: int = 0
+    """Held packets that the data path never released, dropped after HOLD_LIMIT_NS."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCounters:
+    """What the kernel counts of one queue (net/netfilter/nfnetlink_queue.c, seq_show)."""
+
+    waiting: int
+    """Packets waiting for a verdict, held ones included."""
+    queue_dropped: int
+    """Dropped because QUEUE_LENGTH packets were waiting."""
+    user_dropped: int
+    """Dropped because the receive buffer was full."""
+    total: int
+    """Packets that ever went into the queue."""
+
+
+class CrashGuard:
+    """The one catch-all: whatever the data path raises ends here, counted and logged, and the process lives on."""
+
+    __slots__ = ("crashes",)
+
+    def __init__(self) -> None:
+        self.crashes = 0
+
+    def __call__(self, function: Callable[[], T]) -> T | None:
+        """Return what ``function`` returns, or None if it raised."""
+        try:
+            return function()
+        except Exception as error:
+            self.crashes += 1
+            # A warning, because the log limits its rate: hostile packets must not be able to fill a disk.
+            log.warning("the data path failed", exc_info=True, extra=fields(error=type(error).__name__))
+            return None
+
+
+class PodQueue:
+    """One pod's queue. All methods belong to the data path's thread."""
+
+    __slots__ = (
+        "_arrived", "_datapath", "_guard", "_held", "_ipv4", "_ipv6", "_marks", "_mode", "_own", "_proc", "_queue",
+        "_tickets", "counters", "endpoint", "epoch", "queue_number",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        namespace: Path,
+        endpoint: int,
+        datapath: DataPath,
+        guard: CrashGuard,
+        *,
+        marks: Marks,
+        epoch: int,
+        mode: FailMode = FailMode.CLOSED,
+        queue: int = DEFAULT_QUEUE,
+    ) -> None:
+        """Open queue number ``queue`` inside ``namespace``; rules may send packets to it before and after.
+
+        Raises :class:`KernelError` if the namespace cannot be entered or somebody else holds the queue.
+        """
+        self.endpoint = endpoint
+        self.epoch = epoch
+        """The epoch that accepted connections are marked with. Set it together with the endpoint's policy, before the
+        rules are told: a decision of the old policy under the new epoch would never be judged again."""
+        self.queue_number = queue
+        self.counters = QueueCounters()
+        self._datapath = datapath
+        self._guard = guard
+        self._marks = marks
+        self._mode = mode
+        self._arrived: list[tuple[Any, int, bytes]] = []
+        self._held: dict[int, tuple[Any, int]] = {}
+        """ticket -> (packet, when it was held, monotonic ns); oldest first"""
+        self._tickets = itertools.count(1)
+        self._own: deque[bytes] = deque(maxlen=MAX_OWN)
+        netlink, self._ipv4, self._ipv6, self._proc = netns.run_inside(namespace, _open_sockets)
+        try:
+            with netlink:
+                self._queue = NetfilterQueue(sockfd=netlink.fileno())
+            # A buffer that any user may have; NetfilterQueue warns if it gets another size than it asked for.
+            self._queue.bind(queue, self._arrive, QUEUE_LENGTH, COPY_PACKET, 0xFFFF, 1 << 16)
+            _enlarge_buffer(self._queue.get_fd())
+        except OSError as error:
+            self._close_sockets()
+            raise KernelError(
+                f"queue {queue} of network namespace {namespace}: {error}; is another agent running there? "
+                f"See /proc/net/netfilter/nfnetlink_queue inside it"
+            ) from error
+
+    def fileno(self) -> int:
+        descriptor: int = self._queue.get_fd()
+        return descriptor
+
+    def close(self) -> None:
+        """Close the queue and let go of the namespace. The kernel drops the packets that still wait in it."""
+        self._queue.unbind()
+        del self._queue
+        self._held.clear()
+        self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        self._ipv4.close()
+        if self._ipv6 is not None:
+            self._ipv6.close()
+        os.close(self._proc)
+
+    def kernel_counters(self) -> KernelCounters:
+        """Read the kernel's own counters of this queue; all zero if it is not there."""
+        for line in os.pread(self._proc, 1 << 16, 0).decode("ascii").splitlines():
+            # queue number, port id, waiting, copy mode, copy range, queue dropped, user dropped, last packet id, 1
+            columns = [int(column) for column in line.split()]
+            if columns[0] == self.queue_number:
+                return KernelCounters(columns[2], columns[5], columns[6], columns[7])
+        return KernelCounters(0, 0, 0, 0)
+
+    def service(self, now: Instant) -> None:
+        """Read what waits and answer it, until nothing waits any more; never blocks.
+
+        A batch is bounded by QUEUE_LENGTH: nothing in it has its verdict before the batch is read.
+        """
+        self._queue.run(block=False)
+        arrived, self._arrived = self._arrived, []
+        for number, run in itertools.groupby(arrived, key=lambda element: element[1]):
+            self._judge(now, number, [(packet, data) for packet, _, data in run])
+
+    def _arrive(self, packet: Any) -> None:
+        # The octets are copied here because NetfilterQueue reuses its buffer for the next packet.
+        self._arrived.append((packet, packet.hook, packet.get_payload()))
+
+    def _judge(self, now: Instant, number: int, run: list[tuple[Any, bytes]]) -> None:
+        hook = _HOOKS.get(number)
+        if hook is None:  # a rule of somebody else's sends packets here from another hook; it is not ours to judge
+            self._fail(FailureCause.RULE_ERROR, [packet for packet, _ in run])
+            return
+        self.counters.packets[hook] += len(run)
+        self.counters.truncated += sum(_is_truncated_untrusted(data) for _, data in run)
+        if hook is Hook.APPLICATION and self._own:
+            run = [(packet, data) for packet, data in run if not self._pass_own(packet, data)]
+            if not run:
+                return
+        tickets = [next(self._tickets) for _ in run]
+        batch = [(ticket, data) for ticket, (_, data) in zip(tickets, run, strict=True)]
+        results = self._guard(lambda: self._datapath.receive(now, self.endpoint, hook, batch))
+        if results is None or len(results) != len(run):
+            self._fail(FailureCause.CRASH, [packet for packet, _ in run])
+            return
+        for ticket, (packet, _), result in zip(tickets, run, results, strict=True):
+            if result.verdict is Verdict.HOLD:
+                self._held[ticket] = (packet, now.mono_ns)
+            else:
+                self._answer(packet, result.verdict, result.packet)
+            for data in result.send:
+                self._send(data)
+            self.release(result.release)
+
+    def release(self, releases: Sequence[Release]) -> None:
+        """Give held packets their verdict, in this order."""
+        for release in releases:
+            packet, _ = self._held.pop(release.ticket, (None, 0))
+            if packet is None:
+                self.counters.lost_tickets += 1
+            else:
+                self._answer(packet, release.verdict, release.packet)
+
+    def drop_forgotten(self, now: Instant) -> None:
+        """Drop the packets that have been held for longer than the data path ever holds one."""
+        while self._held:
+            ticket, (packet, since) = next(iter(self._held.items()))
+            if now.mono_ns - since < HOLD_LIMIT_NS:
+                return
+            del self._held[ticket]
+            self.counters.forgotten += 1
+            self._answer(packet, Verdict.DROP, None)
+
+    @property
+    def held(self) -> int:
+        """How many packets are held."""
+        return len(self._held)
+
+    def _fail(self, cause: FailureCause, packets: Sequence[Any]) -> None:
+        self.counters.failures[cause] += len(packets)
+        for packet in packets:
+            self._answer(packet, verdict_for_failure(self._mode, cause), None)
+
+    def _answer(self, packet: Any, verdict: Verdict, data: bytes | None) -> None:
+        try:
+            if verdict is Verdict.DROP:
+                packet.drop()
+                return
+            packet.set_mark(self._marks.answer(verdict, packet.mark, self.epoch))
+            if data is not None:
+                packet.set_payload(data)
+            packet.repeat()
+        except RuntimeError:
+            self.counters.verdict_failures += 1
+
+    def _send(self, data: bytes) -> None:
+        """Send a whole IP packet of our own from inside the pod's namespace.
+
+        It passes the pod's rules like any packet of the pod, because nothing that a pod could not forge tells the two
+        apart there; :meth:`_pass_own` knows it again.
+        """
+        version = data[0] >> 4
+        destination = socket.inet_ntop(socket.AF_INET, data[16:20]) if version == 4 else _ipv6_text(data[24:40])
+        raw = self._ipv4 if version == 4 else self._ipv6
+        self._own.append(_fingerprint(data))
+        try:
+            if raw is None:
+                raise OSError("no IPv6 here")
+            raw.sendto(data, (destination, 0))
+        except OSError as error:
+            self._own.pop()
+            self.counters.send_failures += 1
+            log.warning("cannot send a packet of our own", extra=fields(to=destination, error=error))
+
+    def _pass_own(self, packet: Any, data: bytes) -> bool:
+        fingerprint = _fingerprint(data)
+        if fingerprint not in self._own:
+            return False
+        self._own.remove(fingerprint)
+        self.counters.own += 1
+        self._answer(packet, Verdict.PASS, None)
+        return True
+
+
+def _open_sockets() -> tuple[socket.socket, socket.socket, socket.socket | None, int]:
+    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+    ipv4 = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
+    ipv6 = None
+    if Path("/proc/sys/net/ipv6").exists():
+        ipv6 = socket.socket(socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
+        ipv6.setsockopt(socket.IPPROTO_IPV6, _IPV6_HDRINCL, 1)
+    # An open file of /proc/net shows the namespace it was opened in.
+    return netlink, ipv4, ipv6, os.open("/proc/thread-self/net/netfilter/nfnetlink_queue", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _enlarge_buffer(descriptor: int) -> None:
+    with socket.socket(fileno=os.dup(descriptor)) as netlink:
+        try:
+            netlink.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+        except PermissionError:  # root of a user namespace gets what net.core.rmem_max allows
+            netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+
+
+def _ipv6_text(address: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET6, address)
+
+
+def _fingerprint(data: bytes) -> bytes:
+    """Identify a packet by all that the kernel leaves as it was sent: not IPv4's identification and checksum."""
+    if data[:1] and data[0] >> 4 == 4:
+        data = data[:4] + data[6:10] + data[12:]
+    return blake2s(data, digest_size=16).digest()
+
+
+def _is_truncated_untrusted(data: bytes) -> bool:
+    """Tell whether the IP header promises more octets than were copied."""
+    if len(data) < 20:
+        return False
+    if data[0] >> 4 == 4:
+        return int.from_bytes(data[2:4], "big") > len(data)
+    return int.from_bytes(data[4:6], "big") + 40 > len(data)
