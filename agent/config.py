@@ -18,6 +18,7 @@ from agent.failmode import FailMode
 from agent.marks import DEFAULT_MASK, Marks
 from agent.ruleset import DEFAULT_QUEUE
 from policy.files import Document, Problem, join, load_folder
+from trireme_py.assertion import MAX_LIFETIME_S
 from trireme_py.errors import ConfigError
 
 API_VERSION: Final = "trireme.io/v1alpha1"
@@ -31,8 +32,8 @@ RuleBackendName = Literal["auto", "nft", "legacy", "python-iptables"]
 _TRUST_DOMAIN: Final = re.compile(r"[a-z0-9._-]{1,255}")  # SPIFFE-ID standard, section 2.1
 _DURATION: Final = re.compile(r"(\d{1,6})([smh])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
-_LIFETIME_RANGE_S: Final = (60, 24 * 3600)
-"""Shorter than a minute leaves no time to renew at half of it; longer than a day makes a stolen one useful."""
+_LIFETIME_RANGE_S: Final = (60, MAX_LIFETIME_S)
+"""Shorter than a minute leaves no time to renew at half of it; peers believe nothing longer than a day."""
 _PRIVATE: Final = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
 """Private addresses (RFC 1918, RFC 6598, RFC 4193): where pods live in practice."""
 _EXAMPLE: Final = (
@@ -111,7 +112,7 @@ _REQUIRED_CREDENTIALS: Final[dict[str, tuple[str, ...]]] = {
     "psk": ("presharedKey",),
     "pki": ("key", "certificate", "authority"),
 }
-_CREDENTIAL_COMMAND: Final = {"psk": "trireme key generate", "pki": "trireme node enroll"}
+_CREDENTIAL_COMMAND: Final = {"psk": "trireme key new psk.key", "pki": "trireme node request DIR"}
 
 
 @dataclass(slots=True)

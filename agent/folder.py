@@ -1,0 +1,130 @@
+"""The configuration folder as the agent sees it: a broken file counts as it was when it was last good.
+
+The unit is the file. While one is broken, changes in the others apply, and what the broken one held before stays. The
+last good text of each file is also kept in the runtime directory, so that an agent that restarts beside a broken file
+continues where the one before it stood.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+from agent.config import KIND
+from policy.files import Document, Loaded, Problem, load_file, load_folder
+from policy.objects import Object, Pod
+from trireme_py.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """What the folder asks for: the objects to enforce, and what is wrong."""
+
+    objects: tuple[Object, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    sources: Mapping[str, Document] = field(default_factory=dict)
+    """From ``object.key`` to the document behind it."""
+
+    @property
+    def pods(self) -> tuple[Pod, ...]:
+        return tuple(item for item in self.objects if isinstance(item, Pod))
+
+    def problem(self, item: Object, field_path: str, message: str, hint: str = "") -> Problem:
+        """Return a problem with ``item`` that reading it could not show, at its place in the folder."""
+        source = self.sources[item.key]
+        return Problem(source.file, source.line_of(field_path), field_path, message, hint)
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """The objects of one file, when it was good."""
+
+    objects: tuple[Object, ...]
+    sources: Mapping[str, Document]
+
+
+class FolderReader:
+    """Reads the folder again and again; use it from one thread."""
+
+    def __init__(self, folder: Path, last_good: Path) -> None:
+        """``last_good``: a directory of ours for the copies; made if it is not there."""
+        self._folder = folder
+        self._last_good = last_good
+        self._good: dict[str, _File] = {}
+
+    def first(self) -> Folder:
+        """Read the folder at start-up.
+
+        Raises ConfigError with every problem if a file is broken and no copy of its last good state is there: part of
+        the policy would be missing, and nobody would notice.
+        """
+        loaded = load_folder(self._folder)
+        orphans: set[str] = set()
+        for file in {problem.file for problem in loaded.problems}:
+            copy = load_file(self._copy_of(file))
+            if copy.problems:
+                orphans.add(file)
+            else:
+                self._good[file] = _File(copy.objects, copy.sources)
+        if orphans:
+            problems = [str(problem) for problem in loaded.problems if problem.file in orphans]
+            text = "\n".join([*problems, "nothing is enforced anew until this is corrected; run: trireme policy check"])
+            raise ConfigError(text)
+        return self._merge(loaded)
+
+    def read(self) -> Folder:
+        """Read the folder; broken files stand as they were when they were last good."""
+        loaded = load_folder(self._folder)
+        if any(problem.file == str(self._folder) for problem in loaded.problems):
+            # The folder itself cannot be read. It did not become empty; all stays as it was.
+            return self._merge(Loaded(problems=loaded.problems), keep_all=True)
+        return self._merge(loaded)
+
+    def _merge(self, loaded: Loaded, *, keep_all: bool = False) -> Folder:
+        broken = {problem.file for problem in loaded.problems}
+        present: dict[str, list[Object]] = {document.file: [] for document in loaded.others}
+        for item in loaded.objects:
+            present.setdefault(loaded.sources[item.key].file, []).append(item)
+        now = {
+            file: _File(tuple(items), {item.key: loaded.sources[item.key] for item in items})
+            for file, items in present.items()
+            if file not in broken
+        }
+        for file, content in now.items():
+            if self._good.get(file) != content:
+                self._keep(file)
+        for file in self._good.keys() - now.keys():
+            if file in broken or keep_all:
+                now[file] = self._good[file]
+            else:
+                self._copy_of(file).unlink(missing_ok=True)
+        self._good = now
+
+        objects: dict[str, Object] = {}
+        sources: dict[str, Document] = {}
+        # An object that moved from a file that is now broken into a good one is taken from the good one.
+        for file in sorted(now, key=lambda file: (file in broken, file)):
+            for item in now[file].objects:
+                if item.key not in objects:
+                    objects[item.key] = item
+                    sources[item.key] = now[file].sources[item.key]
+        unknown = tuple(
+            Problem(other.file, other.line, "kind", f"{other.kind} is not read by the agent", "remove the document")
+            for other in loaded.others
+            if other.kind not in (KIND, "")
+        )
+        return Folder(tuple(objects.values()), loaded.problems + unknown, sources)
+
+    def _copy_of(self, file: str) -> Path:
+        return self._last_good / (quote(file, safe="") + ".yaml")
+
+    def _keep(self, file: str) -> None:
+        """Keep a copy; best effort, because a full disk must not keep a good change from applying."""
+        try:
+            self._last_good.mkdir(mode=0o700, parents=True, exist_ok=True)
+            shutil.copyfile(file, self._copy_of(file))
+        except OSError:
+            self._copy_of(file).unlink(missing_ok=True)
