@@ -100,12 +100,13 @@ class Loop:
 
     def _run(self) -> None:
         while not self._stopping:
-            ready = self._selector.select(self._timeout())
+            deadline = self._guard(self._datapath.next_deadline)
+            ready = self._selector.select(_seconds_until(deadline))
             now = read_clock()
             for key, _ in ready:
                 if isinstance(key.data, PodQueue):
                     self._serve(key.data, now)
-            self._expire(now)
+            self._release(now, deadline)
             events = self._guard(self._datapath.drain_events)
             if events:
                 self._guard(lambda events=events: self._publish(events))  # type: ignore[misc]
@@ -115,12 +116,6 @@ class Loop:
         self._selector.close()
         os.close(self._wakeup)
 
-    def _timeout(self) -> float:
-        deadline = self._guard(self._datapath.next_deadline)
-        if deadline is None:
-            return _HOUSEKEEPING_S
-        return min(max(deadline - time.monotonic_ns(), 0) / 1e9, _HOUSEKEEPING_S)
-
     def _serve(self, pod: PodQueue, now: Instant) -> None:
         try:
             pod.service(now)
@@ -129,12 +124,12 @@ class Loop:
             log.error("closing a queue that cannot be read", extra=fields(endpoint=pod.endpoint, error=error))
             self.remove(pod.endpoint)
 
-    def _expire(self, now: Instant) -> None:
-        deadline = self._guard(self._datapath.next_deadline)
-        if deadline is not None and deadline <= now.mono_ns:
-            for endpoint, release in self._guard(lambda: self._datapath.expire(now)) or ():
-                if endpoint in self._queues:
-                    self._queues[endpoint].release((release,))
+    def _release(self, now: Instant, deadline: int | None) -> None:
+        due = deadline is not None and deadline <= now.mono_ns
+        take = (lambda: self._datapath.expire(now)) if due else self._datapath.take_releases
+        for endpoint, release in self._guard(take) or ():
+            if endpoint in self._queues:
+                self._queues[endpoint].release((release,))
         for pod in self._queues.values():
             pod.drop_forgotten(now)
 
@@ -145,3 +140,9 @@ class Loop:
             return
         while not self._commands.empty():
             self._commands.get()()
+
+
+def _seconds_until(deadline: int | None) -> float:
+    if deadline is None:
+        return _HOUSEKEEPING_S
+    return min(max(deadline - time.monotonic_ns(), 0) / 1e9, _HOUSEKEEPING_S)

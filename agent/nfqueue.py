@@ -25,6 +25,7 @@ from agent.failmode import FailMode, FailureCause, verdict_for_failure
 from agent.logs import fields
 from agent.marks import Marks
 from agent.ruleset import DEFAULT_QUEUE
+from trireme_py.datapath import Caught
 from trireme_py.errors import KernelError
 from trireme_py.model import FlowEvent, Hook, Instant, Release, Result, Verdict
 
@@ -52,14 +53,17 @@ T = TypeVar("T")
 class DataPath(Protocol):
     """What the shell needs of :class:`trireme_py.datapath.Datapath`."""
 
-    def receive(self, now: Instant, endpoint: int, hook: Hook, batch: Sequence[tuple[int, bytes]]) -> Sequence[Result]:
-        """Judge packets of one endpoint, given as (ticket, octets); one result each, in the same order."""
+    def receive(self, now: Instant, endpoint: int, hook: Hook, batch: Sequence[Caught]) -> Sequence[Result]:
+        """Judge packets of one endpoint; one result each, in the same order."""
 
     def next_deadline(self) -> int | None:
         """Return when :meth:`expire` must be called at the latest (monotonic ns), or None."""
 
     def expire(self, now: Instant) -> Sequence[tuple[int, Release]]:
         """Return the releases, by endpoint, whose deadline has come."""
+
+    def take_releases(self) -> Sequence[tuple[int, Release]]:
+        """Return the releases, by endpoint, of packets that had to make room since the last call."""
 
     def drain_events(self) -> Sequence[FlowEvent]:
         """Return what was judged since the last call."""
@@ -153,7 +157,8 @@ class PodQueue:
         self._guard = guard
         self._marks = marks
         self._mode = mode
-        self._arrived: list[tuple[Any, int, bytes]] = []
+        self._arrived: dict[int, list[tuple[Any, bytes]]] = {}
+        """the kernel's number of the hook -> (packet, its octets)"""
         self._held: dict[int, tuple[Any, int]] = {}
         """ticket -> (packet, when it was held, monotonic ns); oldest first"""
         self._tickets = itertools.count(1)
@@ -201,16 +206,18 @@ class PodQueue:
     def service(self, now: Instant) -> None:
         """Read what waits and answer it, until nothing waits any more; never blocks.
 
-        A batch is bounded by QUEUE_LENGTH: nothing in it has its verdict before the batch is read.
+        What was caught at one hook is judged together and in its order, so that the data path sees which connections
+        have more packets waiting. Between the hooks order says nothing: a packet that answers another cannot exist
+        before that one has its verdict. A batch is bounded by QUEUE_LENGTH for the same reason.
         """
         self._queue.run(block=False)
-        arrived, self._arrived = self._arrived, []
-        for number, run in itertools.groupby(arrived, key=lambda element: element[1]):
-            self._judge(now, number, [(packet, data) for packet, _, data in run])
+        arrived, self._arrived = self._arrived, {}
+        for number, batch in arrived.items():
+            self._judge(now, number, batch)
 
     def _arrive(self, packet: Any) -> None:
         # The octets are copied here because NetfilterQueue reuses its buffer for the next packet.
-        self._arrived.append((packet, packet.hook, packet.get_payload()))
+        self._arrived.setdefault(packet.hook, []).append((packet, packet.get_payload()))
 
     def _judge(self, now: Instant, number: int, run: list[tuple[Any, bytes]]) -> None:
         hook = _HOOKS.get(number)
@@ -224,7 +231,7 @@ class PodQueue:
             if not run:
                 return
         tickets = [next(self._tickets) for _ in run]
-        batch = [(ticket, data) for ticket, (_, data) in zip(tickets, run, strict=True)]
+        batch = [Caught(ticket, data) for ticket, (_, data) in zip(tickets, run, strict=True)]
         results = self._guard(lambda: self._datapath.receive(now, self.endpoint, hook, batch))
         if results is None or len(results) != len(run):
             self._fail(FailureCause.CRASH, [packet for packet, _ in run])
