@@ -11,10 +11,9 @@ import itertools
 import logging
 import os
 import socket
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2s
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -37,8 +36,6 @@ RECEIVE_BUFFER: Final = 16 << 20
 """Octets. An exchange's packet takes about 2.5 kB of it while it waits to be read."""
 HOLD_LIMIT_NS: Final = 10_000_000_000
 """The data path releases what it holds after a second. What it forgot (it crashed) must not fill the kernel's queue."""
-MAX_OWN: Final = 256
-"""Packets of our own under way through the rules; most come back before the next one is sent."""
 
 _NETLINK_NETFILTER: Final = 12  # include/uapi/linux/netlink.h
 _IPV6_HDRINCL: Final = 36  # include/uapi/linux/in6.h
@@ -82,8 +79,6 @@ class QueueCounters:
     """Verdicts that could not be given: the queue was closed, or the packet had one already."""
     send_failures: int = 0
     """Packets of our own that the kernel would not take."""
-    own: int = 0
-    """Packets of our own that came back through the queue, as each does, and were passed."""
     lost_tickets: int = 0
     """Releases of packets that are not held."""
     forgotten: int = 0
@@ -127,7 +122,7 @@ class PodQueue:
     """One pod's queue. All methods belong to the data path's thread."""
 
     __slots__ = (
-        "_arrived", "_datapath", "_guard", "_held", "_ipv4", "_ipv6", "_marks", "_mode", "_own", "_proc", "_queue",
+        "_arrived", "_datapath", "_guard", "_held", "_ipv4", "_ipv6", "_marks", "_mode", "_proc", "_queue",
         "_tickets", "counters", "endpoint", "epoch", "queue_number",
     )  # fmt: skip
 
@@ -162,7 +157,6 @@ class PodQueue:
         self._held: dict[int, tuple[Any, int]] = {}
         """ticket -> (packet, when it was held, monotonic ns); oldest first"""
         self._tickets = itertools.count(1)
-        self._own: deque[bytes] = deque(maxlen=MAX_OWN)
         netlink, self._ipv4, self._ipv6, self._proc = netns.run_inside(namespace, _open_sockets)
         try:
             with netlink:
@@ -226,10 +220,6 @@ class PodQueue:
             return
         self.counters.packets[hook] += len(run)
         self.counters.truncated += sum(_is_truncated_untrusted(data) for _, data in run)
-        if hook is Hook.APPLICATION and self._own:
-            run = [(packet, data) for packet, data in run if not self._pass_own(packet, data)]
-            if not run:
-                return
         tickets = [next(self._tickets) for _ in run]
         batch = [Caught(ticket, data) for ticket, (_, data) in zip(tickets, run, strict=True)]
         results = self._guard(lambda: self._datapath.receive(now, self.endpoint, hook, batch))
@@ -290,29 +280,18 @@ class PodQueue:
         """Send a whole IP packet of our own from inside the pod's namespace.
 
         It passes the pod's rules like any packet of the pod, because nothing that a pod could not forge tells the two
-        apart there; :meth:`_pass_own` knows it again.
+        apart there. So it comes back through the queue, and the data path judges it as if the pod had sent it.
         """
         version = data[0] >> 4
         destination = socket.inet_ntop(socket.AF_INET, data[16:20]) if version == 4 else _ipv6_text(data[24:40])
         raw = self._ipv4 if version == 4 else self._ipv6
-        self._own.append(_fingerprint(data))
         try:
             if raw is None:
                 raise OSError("no IPv6 here")
             raw.sendto(data, (destination, 0))
         except OSError as error:
-            self._own.pop()
             self.counters.send_failures += 1
             log.warning("cannot send a packet of our own", extra=fields(to=destination, error=error))
-
-    def _pass_own(self, packet: Any, data: bytes) -> bool:
-        fingerprint = _fingerprint(data)
-        if fingerprint not in self._own:
-            return False
-        self._own.remove(fingerprint)
-        self.counters.own += 1
-        self._answer(packet, Verdict.PASS, None)
-        return True
 
 
 def _open_sockets() -> tuple[socket.socket, socket.socket, socket.socket | None, int]:
@@ -336,13 +315,6 @@ def _enlarge_buffer(descriptor: int) -> None:
 
 def _ipv6_text(address: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET6, address)
-
-
-def _fingerprint(data: bytes) -> bytes:
-    """Identify a packet by all that the kernel leaves as it was sent: not IPv4's identification and checksum."""
-    if data[:1] and data[0] >> 4 == 4:
-        data = data[:4] + data[6:10] + data[12:]
-    return blake2s(data, digest_size=16).digest()
 
 
 def _is_truncated_untrusted(data: bytes) -> bool:

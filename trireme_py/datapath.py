@@ -201,6 +201,8 @@ class Datapath:
 
     def next_deadline(self) -> int | None:
         """Monotonic nanoseconds at which :meth:`expire` has something to do, or None."""
+        if self._shared.orphans:
+            return 0
         deadlines = [
             deadline
             for pod in self._endpoints.values()
@@ -221,10 +223,6 @@ class Datapath:
             pod.denials.expire(now.mono_ns)
             pod.unanswered.expire(now.mono_ns)
             pod.minds_payload.expire(now.mono_ns)
-        return self._take_orphans()
-
-    def take_releases(self) -> list[tuple[int, Release]]:
-        """Return (endpoint, release) of held packets whose connection had to make room since the last call."""
         return self._take_orphans()
 
     def forget_dead(self, endpoint: int, living: set[Tuple5]) -> int:
