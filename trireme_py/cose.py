@@ -99,9 +99,9 @@ def loads_untrusted(data: bytes, limit: int) -> object:
 
     An array comes back as list or tuple, a map as any Mapping: that differs between releases of the library.
 
-    Taken are integers, byte and text strings, arrays, maps, booleans, and tags 17 and 18. Everything else is refused
-    before the CBOR library sees it, because what it does for some tags (shared references, regular expressions, dates,
-    big numbers) is work for a stranger.
+    Taken are integers, byte and text strings, arrays, maps with integers or texts as keys, booleans, tags 17 and 18.
+    Everything else is refused before the CBOR library sees it, because what it does for some tags (shared references,
+    regular expressions, dates, big numbers) is work for a stranger.
     """
     if len(data) > limit:
         malformed(f"{len(data)} octets where at most {limit} are taken")
@@ -109,7 +109,7 @@ def loads_untrusted(data: bytes, limit: int) -> object:
     try:
         value = cbor2.loads(data)
         again = dumps(value)
-    except (cbor2.CBORError, ValueError, TypeError) as error:  # a text that is not UTF-8, a map as key of a map
+    except (cbor2.CBORError, ValueError, TypeError) as error:  # a text that is not UTF-8
         raise InvalidToken(DropReason.MALFORMED_ASSERTION, "not CBOR") from error
     if again != data:
         malformed("not deterministic CBOR")
@@ -123,19 +123,22 @@ def _check_shape_untrusted(data: bytes) -> None:
     comparison with the item encoded anew.
     """
     offset = 0
-    open_items = [1]  # how many items each open container still wants, outermost first
+    open_items = [(1, False)]  # of each open container, outermost first: items it still wants, whether it is a map
     while open_items:
-        if open_items[-1] == 0:
-            open_items.pop()
+        wanted, is_map = open_items.pop()
+        if not wanted:
             continue
-        open_items[-1] -= 1
+        open_items.append((wanted - 1, is_map))
         major, argument, offset = _read_head_untrusted(data, offset)
+        if is_map and wanted % 2 == 0 and major not in (_UINT, _NINT, _TEXT):
+            malformed("key of a map is neither an integer nor a text")
         if major in (_BYTES, _TEXT):
             offset += argument
         elif major in (_ARRAY, _MAP, _TAG):
             if len(open_items) > MAX_DEPTH:
                 malformed("nested too deep")
-            open_items.append({_ARRAY: argument, _MAP: 2 * argument, _TAG: 1}[major])
+            items = {_ARRAY: argument, _MAP: 2 * argument, _TAG: 1}[major]
+            open_items.append((items, major == _MAP))
     if offset != len(data):
         malformed(f"{len(data) - offset} octets behind the end")
 
