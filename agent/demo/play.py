@@ -20,7 +20,10 @@ from trireme_py.errors import TriremeError
 
 ACT_TIMEOUT_S: Final = 20.0
 """An act takes two seconds; ten times that is a machine with other things to do."""
-MODE_NAMES: Final = {"psk": "a pre-shared key", "pki": "node certificates"}
+MODE_NAMES: Final = {
+    "psk": "identities by a pre-shared key (trireme key new)",
+    "pki": "identities by node certificates (trireme ca init, node request, ca sign)",
+}
 
 
 class PlayFailed(TriremeError):
@@ -168,7 +171,7 @@ def perform(modes: Sequence[str], families: tuple[int, ...], screen: Screen) -> 
 
 def _perform_one(mode: str, families: tuple[int, ...], screen: Screen, results: list[ActResult]) -> bool:
     names = " and ".join(f"IPv{family}" for family in families)
-    screen.title(f"Beer of the day, identities by {MODE_NAMES[mode]}, over {names}")
+    screen.title(f"Beer of the day over {names}, {MODE_NAMES[mode]}")
     folder = Path(tempfile.mkdtemp(prefix=f"trireme-demo-{mode}-"))
     ledger = Ledger(screen)
     stage = Stage(mode, families, folder, ledger)

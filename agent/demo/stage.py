@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -70,10 +71,6 @@ class Node:
 
     def remove(self, name: str) -> None:
         (self.config / name).unlink()
-
-    def trireme(self, *arguments: str) -> str:
-        """Run a ``trireme`` command in this node's folder. Raises :class:`StageError` with what it said."""
-        return trireme(self.folder, *arguments)
 
     def start(self) -> None:
         """Start the agent; it is ready when :meth:`wait_until_ready` returns."""
@@ -254,11 +251,27 @@ class Stage:
 
 
 def _preshared_key(folder: Path, nodes: tuple[Node, ...]) -> Mapping[str, str]:
-    raise NotImplementedError
+    """One key for all nodes, copied to each."""
+    trireme(folder, "key", "new", "psk.key")
+    for node in nodes:
+        shutil.copy2(folder / "psk.key", node.folder / "psk.key")  # copy2 keeps mode 0600
+    return {"presharedKey": "../psk.key"}
 
 
 def _certificates(folder: Path, nodes: tuple[Node, ...]) -> Mapping[str, str]:
-    raise NotImplementedError
+    """An authority, and for each node a key that stays there; only the request and the certificate travel."""
+    trireme(folder, "ca", "init", "ca", "--trust-domain", TRUST_DOMAIN)
+    for node in nodes:
+        trireme(node.folder, "node", "request", "identity", "--name", node.name)
+        shutil.copy(node.folder / "identity" / "node.csr", folder / f"{node.name}.csr")
+        trireme(folder, "ca", "sign", f"{node.name}.csr", "--ca", "ca", "--out", f"{node.name}.crt", "--yes")
+        shutil.copy(folder / f"{node.name}.crt", node.folder / "identity" / "node.crt")
+    # node.crt holds the authority's certificate behind the node's own.
+    return {
+        "key": "../identity/node.key",
+        "certificate": "../identity/node.crt",
+        "authority": "../identity/node.crt",
+    }
 
 
 _CREDENTIALS: Final[Mapping[str, Callable[[Path, tuple[Node, ...]], Mapping[str, str]]]] = {

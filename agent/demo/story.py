@@ -13,12 +13,12 @@ from agent.demo.ledger import Ledger, Mark, Seat
 from agent.demo.tap import PORT
 from agent.flowlog import FlowRecord
 from agent.lab import LabPod
+from agent.standalone import NETWORK_NAMESPACE_ANNOTATION
 
 NAMESPACE: Final = "beer"
 TAP: Final = "tap"
 APPROVED: Final = "approved"
 OTHER: Final = "other"
-NETNS_ANNOTATION: Final = "trireme.io/netns"
 GUESTS: Final = (APPROVED, OTHER)
 POLICY: Final = f"NetworkPolicy/{NAMESPACE}/approved-guests"
 
@@ -71,7 +71,7 @@ def pod_yaml(name: str, labels: Mapping[str, str], pod: LabPod) -> str:
                 "namespace": NAMESPACE,
                 "name": name,
                 "labels": dict(labels),
-                "annotations": {NETNS_ANNOTATION: str(pod.path)},
+                "annotations": {NETWORK_NAMESPACE_ANNOTATION: str(pod.path)},
             },
             "spec": {"serviceAccountName": name, "containers": [{"name": name, "image": "demo"}]},
             "status": {"podIPs": [{"ip": str(pod.ipv4)}, {"ip": str(pod.ipv6)}]},

@@ -1,0 +1,87 @@
+"""The demo as users run it: a process of its own, judged by its exit code, what it says and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from agent import netns
+from agent.demo.stage import WORD
+
+pytestmark = pytest.mark.kernel
+
+
+def start_demo(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "agent.cli", "demo", "--plain", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "TMPDIR": str(folder)},
+    )
+
+
+def left_behind(pid: int, folder: Path) -> list[str]:
+    """What should be gone: namespaces of the demo's process, its folders, and agents that run in them."""
+    namespaces = [path.name for path in netns.RUN_DIR.glob(f"trm-{WORD}-{pid}-*")]
+    agents = [
+        path.parent.name
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if str(folder).encode() in _read(path) and path.parent.name != str(os.getpid())
+    ]
+    return namespaces + agents + [path.name for path in folder.iterdir()]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def play(*arguments: str) -> str:
+    with tempfile.TemporaryDirectory(prefix="trm-demo-test-") as name:
+        folder = Path(name)
+        demo = start_demo(folder, *arguments)
+        output, _ = demo.communicate(timeout=280)
+        assert demo.returncode == 0, output
+        assert left_behind(demo.pid, folder) == []
+    assert "FAILED" not in output
+    return output
+
+
+def test_identity_decides_and_the_verdict_says_why() -> None:
+    output = play("--mode", "psk", "--family", "4")
+    assert re.search(r"beer/other \[app=guest,role=regular\] → beer/tap:8080  DENY  ingress  no-match", output)
+    assert re.search(r"beer/approved \[app=guest,role=approved\] → beer/tap:8080  ALLOW  ingress  policy", output)
+    assert re.search(r"beer/other \[app=guest,role=approved\] → beer/tap:8080  ALLOW  ingress  policy", output)
+    assert len(re.findall(r"PSK +[1-4] .* ok ", output)) == 4
+
+
+@pytest.mark.slow  # a minute: both modes over both families, as `make demo` plays it
+def test_the_whole_demo_passes() -> None:
+    output = play()
+    assert len(re.findall(r"(?:PSK|PKI) +[1-4] .* ok ", output)) == 8
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_demo_leaves_nothing_behind(number: signal.Signals, code: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="trm-demo-test-") as name:
+        folder = Path(name)
+        demo = start_demo(folder, "--mode", "psk", "--family", "6")
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            if "Act 2" in line:
+                break
+        demo.send_signal(number)
+        rest, _ = demo.communicate(timeout=60)
+        assert demo.returncode == code, rest
+        assert left_behind(demo.pid, folder) == []
