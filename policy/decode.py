@@ -28,6 +28,7 @@ from policy.objects import (
     LabelSelector,
     Namespace,
     NetworkPolicy,
+    Node,
     Object,
     Pod,
     Tier,
@@ -40,6 +41,7 @@ from policy.validate import (
     check_subject,
     decode_addresses,
     decode_ports,
+    node_addresses,
 )
 from trireme_py.model import Direction
 
@@ -52,11 +54,14 @@ def is_ours(kind: object) -> bool:
 
 
 def decode(data: Mapping[str, Any]) -> tuple[Object | None, tuple[FieldProblem, ...]]:
-    """Read one object of a kind for which :func:`is_ours` is true. Never raises for what ``data`` holds."""
+    """Read one object, whatever ``data`` holds."""
     fields = Fields(without_nulls(data), "", [])
     kind, version = str(data.get("kind")), data.get("apiVersion")
     if kind in _REPLACED:
         fields.problem("kind", f"{kind} is not supported and would be ignored", _REPLACED[kind])
+        return None, tuple(fields.problems)
+    if kind not in _KINDS:
+        fields.problem("kind", f"{kind!r} is not a kind that policy reads", f"write one of {', '.join(_KINDS)}")
         return None, tuple(fields.problems)
     expected, read = _KINDS[kind]
     if version != expected:
@@ -78,6 +83,13 @@ def _namespace(fields: Fields) -> Namespace | None:
         uid=meta.uid,
         terminating="deletionTimestamp" in meta.fields.data or status == "Terminating",
     )
+
+
+def _node(fields: Fields) -> Node | None:
+    meta = _metadata(fields, namespaced=False)
+    if meta is None:
+        return None
+    return Node(name=meta.name, labels=meta.labels(), addresses=node_addresses(fields.section("status")))
 
 
 def _pod(fields: Fields) -> Pod | None:
@@ -253,6 +265,7 @@ def _metadata(fields: Fields, *, namespaced: bool) -> _Metadata | None:
 
 _KINDS: Final[dict[str, tuple[str, Callable[[Fields], Object | None]]]] = {
     "Namespace": ("v1", _namespace),
+    "Node": ("v1", _node),
     "Pod": ("v1", _pod),
     "NetworkPolicy": ("networking.k8s.io/v1", _network_policy),
     "ClusterNetworkPolicy": ("policy.networking.k8s.io/v1alpha2", _cluster_network_policy),

@@ -202,6 +202,20 @@ class Namespace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A machine of the cluster; only ``nodes`` peers of ClusterNetworkPolicy look at it."""
+
+    name: str
+    labels: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    addresses: tuple[Address, ...] = ()
+    """Every IP address in ``status.addresses``."""
+
+    @property
+    def key(self) -> str:
+        return f"Node/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
     namespace: str
     name: str
@@ -262,4 +276,4 @@ class ClusterNetworkPolicy:
         return f"ClusterNetworkPolicy/{self.name}"
 
 
-Object = Namespace | Pod | NetworkPolicy | ClusterNetworkPolicy
+Object = Namespace | Node | Pod | NetworkPolicy | ClusterNetworkPolicy

@@ -256,6 +256,20 @@ def decode_addresses(status: Fields) -> tuple[Address, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def node_addresses(status: Fields) -> tuple[Address, ...]:
+    """Read the IP addresses out of a node's ``status.addresses``; host names are passed over."""
+    found: list[Address] = []
+    for index, item in enumerate(status.list_of("addresses")):
+        data: Any = item if isinstance(item, dict) else {}
+        if data.get("type") in ("InternalIP", "ExternalIP"):
+            try:
+                found.append(parse_address(str(data.get("address"))))
+            except ValueError:
+                text = f"{data.get('address')!r} is not an IP address"
+                status.problem(f"addresses[{index}].address", text, "write an IPv4 or IPv6 address")
+    return tuple(dict.fromkeys(found))
+
+
 def _relative(fields: Fields, path: str) -> str:
     """Problems are reported below ``fields.path``; callers of check_selector may give the whole path."""
     return path.removeprefix(f"{fields.path}.") if fields.path else path
