@@ -225,6 +225,10 @@ class Datapath:
             pod.minds_payload.expire(now.mono_ns)
         return self._take_orphans()
 
+    def remembered(self, endpoint: int) -> set[Tuple5]:
+        """Return the accepted connections that are remembered."""
+        return set(self._endpoints[endpoint].live)
+
     def forget_dead(self, endpoint: int, living: set[Tuple5]) -> int:
         """Drop the memory of accepted connections that conntrack no longer has; returns how many."""
         pod = self._endpoints[endpoint]
