@@ -201,8 +201,6 @@ class Datapath:
 
     def next_deadline(self) -> int | None:
         """Monotonic nanoseconds at which :meth:`expire` has something to do, or None."""
-        if self._shared.orphans:
-            return 0
         deadlines = [
             deadline
             for pod in self._endpoints.values()
@@ -228,6 +226,10 @@ class Datapath:
     def remembered(self, endpoint: int) -> set[Tuple5]:
         """Return the accepted connections that are remembered."""
         return set(self._endpoints[endpoint].live)
+
+    def take_releases(self) -> list[tuple[int, Release]]:
+        """Return (endpoint, release) of held packets whose connection had to make room since the last call."""
+        return self._take_orphans()
 
     def forget_dead(self, endpoint: int, living: set[Tuple5]) -> int:
         """Drop the memory of accepted connections that conntrack no longer has; returns how many."""
