@@ -33,11 +33,8 @@ def namespace_path(namespace: str | os.PathLike[str]) -> Path:
     return Path(text) if "/" in text else RUN_DIR / text
 
 
-def resident(namespace: str | os.PathLike[str]) -> ThreadPoolExecutor:
-    """Return an executor with one thread, which lives inside ``namespace``. The caller shuts it down.
-
-    Raises :class:`KernelError` if the namespace cannot be entered.
-    """
+def enter(namespace: str | os.PathLike[str]) -> None:
+    """Move the calling thread, and no other, into ``namespace`` for good. Raises :class:`KernelError`."""
     path = namespace_path(namespace)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -45,20 +42,25 @@ def resident(namespace: str | os.PathLike[str]) -> ThreadPoolExecutor:
         raise KernelError(
             f"network namespace {path}: {error.strerror}; 'ip netns list' shows those with names"
         ) from error
-
-    def enter() -> None:
+    try:
         if _LIBC.setns(descriptor, _CLONE_NEWNET) != 0:
             reason = os.strerror(ctypes.get_errno())
             raise KernelError(f"network namespace {path}: setns: {reason} (needs CAP_SYS_ADMIN)")
+    finally:
+        os.close(descriptor)
 
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"netns-{path.name}")
+
+def resident(namespace: str | os.PathLike[str]) -> ThreadPoolExecutor:
+    """Return an executor with one thread, which lives inside ``namespace``. The caller shuts it down.
+
+    Raises :class:`KernelError` if the namespace cannot be entered.
+    """
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"netns-{namespace_path(namespace).name}")
     try:
-        pool.submit(enter).result()
+        pool.submit(enter, namespace).result()
     except BaseException:
         pool.shutdown()
         raise
-    finally:
-        os.close(descriptor)
     return pool
 
 
