@@ -61,6 +61,8 @@ class DatapathSettings:
     """Where tokens, and so labels, may be sent."""
     pod_ranges: NetworkSet
     """Addresses that belong to pods; what lies outside may be a load balancer or a masquerading router."""
+    node_addresses: frozenset[Address] = frozenset()
+    """The node's own addresses, which masquerading puts in place of a pod's; a pod range may hold some of them."""
     require_translation_evidence: bool = False
     """Refuse a server behind a translated address when the node's conntrack does not show the translation."""
 
@@ -133,7 +135,9 @@ class Turn:
 
 def is_pod_address(shared: Shared, address: Address) -> bool:
     """Tell whether an address belongs to some pod, here or elsewhere."""
-    return address in shared.settings.pod_ranges or shared.pod_addresses[address] > 0
+    if shared.pod_addresses[address] > 0:
+        return True
+    return address in shared.settings.pod_ranges and address not in shared.settings.node_addresses
 
 
 def judge(
