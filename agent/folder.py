@@ -8,13 +8,15 @@ continues where the one before it stood.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from agent.config import KIND
-from policy.files import Document, Loaded, Problem, load_file, load_folder
+from policy.files import SUFFIXES, Document, Loaded, Problem, load_file, load_folder
 from policy.objects import Object, Pod
 from trireme_py.errors import ConfigError
 
@@ -54,6 +56,9 @@ class FolderReader:
         self._folder = folder
         self._last_good = last_good
         self._good: dict[str, _File] = {}
+        self._seen: frozenset[tuple[str, int, int, int]] = frozenset()
+        self._own: list[dict[str, Any]] | None = None
+        """The agent's own configuration as it was at the start."""
 
     def first(self) -> Folder:
         """Read the folder at start-up.
@@ -61,6 +66,7 @@ class FolderReader:
         Raises ConfigError with every problem if a file is broken and no copy of its last good state is there: part of
         the policy would be missing, and nobody would notice.
         """
+        self._seen = self._signature()
         loaded = load_folder(self._folder)
         orphans: set[str] = set()
         for file in {problem.file for problem in loaded.problems}:
@@ -77,11 +83,25 @@ class FolderReader:
 
     def read(self) -> Folder:
         """Read the folder; broken files stand as they were when they were last good."""
+        self._seen = self._signature()
         loaded = load_folder(self._folder)
         if any(problem.file == str(self._folder) for problem in loaded.problems):
             # The folder itself cannot be read. It did not become empty; all stays as it was.
             return self._merge(Loaded(problems=loaded.problems), keep_all=True)
         return self._merge(loaded)
+
+    def stale(self) -> bool:
+        """Tell whether some file has changed since the folder was last read, without reading any."""
+        return self._signature() != self._seen
+
+    def _signature(self) -> frozenset[tuple[str, int, int, int]]:
+        found = set()
+        for path in self._folder.rglob("*"):
+            if path.suffix in SUFFIXES:
+                with suppress(OSError):  # it went away in this moment, which shows as a change
+                    status = path.stat()
+                    found.add((str(path), status.st_ino, status.st_size, status.st_mtime_ns))
+        return frozenset(found)
 
     def _merge(self, loaded: Loaded, *, keep_all: bool = False) -> Folder:
         broken = {problem.file for problem in loaded.problems}
@@ -111,12 +131,19 @@ class FolderReader:
                 if item.key not in objects:
                     objects[item.key] = item
                     sources[item.key] = now[file].sources[item.key]
-        unknown = tuple(
-            Problem(other.file, other.line, "kind", f"{other.kind} is not read by the agent", "remove the document")
-            for other in loaded.others
-            if other.kind not in (KIND, "")
-        )
-        return Folder(tuple(objects.values()), loaded.problems + unknown, sources)
+        return Folder(tuple(objects.values()), (*loaded.problems, *self._others(loaded)), sources)
+
+    def _others(self, loaded: Loaded) -> Iterator[Problem]:
+        """Look at the documents that are not policy; what is wrong with them breaks no file."""
+        own = [other.data for other in loaded.others if other.kind == KIND]
+        if self._own is None:
+            self._own = own
+        for other in loaded.others:
+            if other.kind == KIND and other.data not in self._own:
+                yield Problem(other.file, other.line, "spec", "changed since the agent started", "restart the agent")
+            elif other.kind not in (KIND, ""):
+                text = f"{other.kind} is not read by the agent"
+                yield Problem(other.file, other.line, "kind", text, "correct the kind, or remove the document")
 
     def _copy_of(self, file: str) -> Path:
         return self._last_good / (quote(file, safe="") + ".yaml")

@@ -20,12 +20,17 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from agent.failmode import FailureCause
 from agent.flowlog import verdict_of
 from agent.logs import fields
 from trireme_py.errors import ConfigError
 from trireme_py.model import Direction, DropReason, FlowEvent, Reason
 
 log = logging.getLogger(__name__)
+
+QUEUE_ERRORS: Final = ("verdict", "send", "ticket", "forgotten")
+"""Verdicts the kernel did not take, packets of our own it did not send, releases of packets that were not held, and
+held packets that nobody released."""
 
 FlowKey = tuple[Direction, str, Reason]
 
@@ -47,7 +52,7 @@ class FlowCounts:
 
 @dataclass(frozen=True, slots=True)
 class QueueReading:
-    """The counters of the agent's queues, summed over the pods (docs/datapath.md)."""
+    """The counters of the agent's queues, summed over the pods of this process's lifetime."""
 
     packets: int = 0
     """Packets the kernel handed to user space."""
@@ -57,6 +62,12 @@ class QueueReading:
     """Packets the kernel dropped because they could not be sent to the socket."""
     backlog: int = 0
     """Packets waiting for a verdict now."""
+    truncated: int = 0
+    """Packets that were longer than the queue's copy of them."""
+    failures: Mapping[FailureCause, int] = field(default_factory=dict)
+    """Packets that the fail mode answered for."""
+    errors: Mapping[str, int] = field(default_factory=dict)
+    """What went wrong between us and the kernel, by kind (``QUEUE_ERRORS``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +77,9 @@ class Reading:
     flows: Mapping[FlowKey, int] = field(default_factory=dict)
     drops: Mapping[DropReason, int] = field(default_factory=dict)
     queues: QueueReading = QueueReading()
+    crashes: int = 0
+    """Exceptions of the data path that nobody expected."""
+    unproven_translations: int = 0
     identities_cached: int = 0
     half_open: int = 0
     established: int = 0
@@ -127,6 +141,18 @@ class AgentCollector(Collector):
             drops.add_metric((drop_reason.value,), reading.drops.get(drop_reason, 0))
         yield drops
 
+        failures = CounterMetricFamily(
+            "trireme_nfqueue_failures", "Packets answered for by the fail mode.", labels=("cause",)
+        )
+        for cause in FailureCause:
+            failures.add_metric((cause.value,), reading.queues.failures.get(cause, 0))
+        yield failures
+
+        errors = CounterMetricFamily("trireme_nfqueue_errors", "Failed exchanges with the kernel.", labels=("kind",))
+        for kind in QUEUE_ERRORS:
+            errors.add_metric((kind,), reading.queues.errors.get(kind, 0))
+        yield errors
+
         yield from _plain(reading)
 
 
@@ -134,6 +160,13 @@ _COUNTERS: Final[tuple[tuple[str, str, Callable[[Reading], float]], ...]] = (
     ("trireme_nfqueue_packets", "Packets queued to the agent.", lambda r: r.queues.packets),
     ("trireme_nfqueue_dropped", "Packets dropped by the kernel: queue full.", lambda r: r.queues.kernel_dropped),
     ("trireme_nfqueue_user_dropped", "Packets dropped by the kernel: socket full.", lambda r: r.queues.user_dropped),
+    ("trireme_nfqueue_truncated", "Packets longer than the queue's copy of them.", lambda r: r.queues.truncated),
+    ("trireme_datapath_crashes", "Unexpected exceptions of the data path.", lambda r: r.crashes),
+    (
+        "trireme_unproven_translations",
+        "Servers accepted behind an outside address whose translation this node could not see.",
+        lambda r: r.unproven_translations,
+    ),
     ("trireme_rule_sync_errors", "Rule changes that failed.", lambda r: r.rule_errors),
     ("trireme_flow_log_dropped", "Flow log lines lost to a slow or full disk.", lambda r: r.flow_log_dropped),
     (

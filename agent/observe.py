@@ -40,13 +40,12 @@ class _Subscriber:
 
 
 class ObserveServer:
-    """Serves the observe socket from a thread of its own; :meth:`publish` never waits for anybody."""
+    """Serves the observe socket from a thread of its own; :meth:`publish` never waits for anybody.
+
+    It remembers from the beginning, and answers from :meth:`start` on: an agent whose socket answers is ready.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Listen on ``path``, which is replaced if it exists; the caller is the only agent of that directory.
-
-        Raises KernelError if the socket cannot be made there.
-        """
         self.path = path
         self.slow_subscribers = 0
         """Subscribers disconnected because they read too slowly."""
@@ -56,19 +55,26 @@ class ObserveServer:
         self._stopping = threading.Event()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._thread = threading.Thread(target=self._run, name="observe", daemon=True)
+
+    def start(self) -> None:
+        """Listen on the path, which is replaced if it exists; the caller is the only agent of that directory.
+
+        Raises KernelError if the socket cannot be made there.
+        """
         try:
-            path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
             # The mode is set before anybody can connect: listen() comes after chmod().
-            self._listener.bind(str(path))
-            path.chmod(0o600)
+            self._listener.bind(str(self.path))
+            self.path.chmod(0o600)
             self._listener.listen(8)
         except OSError as error:
-            self._listener.close()
-            raise KernelError(f"observe socket {path}: {error.strerror}; choose another runtimeDirectory") from error
-        self._selector = selectors.DefaultSelector()
+            raise KernelError(
+                f"observe socket {self.path}: {error.strerror}; set spec.runtimeDirectory to another folder"
+            ) from error
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._mailbox, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._run, name="observe", daemon=True)
         self._thread.start()
 
     @property
@@ -88,7 +94,8 @@ class ObserveServer:
         """Disconnect everybody and remove the socket."""
         self._stopping.set()
         self._mailbox.wake()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         for subscriber in self._subscribers.values():
             subscriber.connection.close()
         self._selector.close()

@@ -27,6 +27,7 @@ NOW = datetime.now(UTC).timestamp()
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ObserveServer]:
     server = ObserveServer(tmp_path / "observe.sock")
+    server.start()
     yield server
     server.close()
 
@@ -86,9 +87,27 @@ def test_the_socket_is_for_root_alone_and_goes_at_the_end(tmp_path: Path) -> Non
     path = tmp_path / "observe.sock"
     path.write_text("left behind")
     server = ObserveServer(path)
+    server.start()
     assert path.stat().st_mode & 0o777 == 0o600
     server.close()
     assert not path.exists()
+
+
+def test_it_remembers_before_it_answers(tmp_path: Path) -> None:
+    server = ObserveServer(tmp_path / "observe.sock")
+    server.publish([event(pod="shop/early")])
+    with pytest.raises(KernelError):
+        subscribe(server.path)
+    server.start()
+    wait_for_ring(server, 1)
+    server.close()
+
+
+def test_a_path_that_cannot_be_had_is_named(tmp_path: Path) -> None:
+    server = ObserveServer(tmp_path / "absent" / "observe.sock")
+    with pytest.raises(KernelError, match=r"No such file.*spec\.runtimeDirectory"):
+        server.start()
+    server.close()
 
 
 def test_no_agent_is_said_with_the_next_command(tmp_path: Path) -> None:
@@ -163,6 +182,7 @@ def test_a_time_that_is_none_is_a_usage_error(server: ObserveServer) -> None:
 
 def test_following_ends_with_the_agent(tmp_path: Path) -> None:
     server = ObserveServer(tmp_path / "observe.sock")
+    server.start()
     results: list[Result] = []
     thread = threading.Thread(target=lambda: results.append(run(server, "-o", "json")))
     thread.start()

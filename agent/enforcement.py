@@ -1,0 +1,247 @@
+"""Holds pods to their policy: the data path, its thread, the pods' queues and their rules, as one.
+
+The order of steps is the point of this module. A queue is open before the first rule sends a packet to it; an epoch is
+known to the data path and to the queue before the rules name it; rules outlive everything else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final, TypeVar
+
+from pyroute2 import IPRoute
+
+from agent import conntrack, netns
+from agent.failmode import FailMode, FailureCause, verdict_for_failure
+from agent.logs import fields
+from agent.loop import Loop
+from agent.marks import Marks
+from agent.metrics import QUEUE_ERRORS, QueueReading
+from agent.nfqueue import CrashGuard, PodQueue
+from agent.rules import RuleBackend
+from agent.ruleset import PodRules
+from trireme_py.datapath import Datapath, Gauges
+from trireme_py.errors import KernelError
+from trireme_py.flows import Tuple5
+from trireme_py.identities import LocalIdentity
+from trireme_py.model import Address, DropReason, PolicyView, Verdict
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_UNIVERSE: Final = 0  # RT_SCOPE_UNIVERSE, include/uapi/linux/rtnetlink.h
+
+
+@dataclass(slots=True)
+class _Attached:
+    pod: str
+    namespace: Path
+    queue: PodQueue
+    suspects: set[Tuple5] = field(default_factory=set)
+    """Remembered connections that conntrack did not have when it was last asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatapathReading:
+    """The counters of the data path and its shell at one moment."""
+
+    queues: QueueReading
+    gauges: Gauges
+    drops: Mapping[DropReason, int]
+    unproven_translations: int
+    crashes: int
+
+
+class PodEnforcement:
+    """Implements :class:`agent.standalone.Enforcement`. Use it from one thread, which is not the data path's."""
+
+    def __init__(
+        self,
+        datapath: Datapath,
+        loop: Loop,
+        guard: CrashGuard,
+        backend: RuleBackend,
+        *,
+        marks: Marks,
+        queue: int,
+        fail_mode: FailMode,
+    ) -> None:
+        self._datapath = datapath
+        self._loop = loop
+        self._guard = guard
+        self._backend = backend
+        self._marks = marks
+        self._queue = queue
+        self._fail_mode = fail_mode
+        self._attached: dict[int, _Attached] = {}
+        self._past = QueueReading()
+        """Counters of queues that are closed, so that sums never fall."""
+
+    def addresses(self, namespace: Path) -> tuple[Address, ...]:
+        return netns.run_inside(namespace, _own_addresses)
+
+    def epoch_in_force(self, namespace: Path) -> int | None:
+        return self._backend.read_state(namespace, self._marks)
+
+    def epochs_in_use(self, namespace: Path) -> set[int]:
+        return set(conntrack.epochs_in_use(conntrack.sweep(namespace, self._marks), self._marks))
+
+    def serving(self, endpoint: int) -> bool:
+        return any(queue.endpoint == endpoint for queue in self._loop.queues)
+
+    def attach(
+        self,
+        endpoint: int,
+        pod: str,
+        namespace: Path,
+        *,
+        addresses: tuple[Address, ...],
+        identity: LocalIdentity,
+        policy: PolicyView,
+        epoch: int,
+    ) -> None:
+        queue = PodQueue(
+            namespace,
+            endpoint,
+            self._datapath,
+            self._guard,
+            marks=self._marks,
+            epoch=epoch,
+            mode=self._fail_mode,
+            queue=self._queue,
+        )
+        self._attached[endpoint] = _Attached(pod, namespace, queue)
+
+        def take_on() -> None:
+            self._datapath.add_endpoint(endpoint, pod, addresses, identity, policy)
+            self._loop.add(queue)
+
+        self._on_loop(take_on)
+        try:
+            self._backend.apply(namespace, self._rules(epoch))
+        except KernelError:
+            self.detach(endpoint)
+            raise
+
+    def set_identity(self, endpoint: int, identity: LocalIdentity) -> None:
+        self._on_loop(lambda: self._datapath.set_identity(endpoint, identity))
+
+    def set_policy(self, endpoint: int, policy: PolicyView, epoch: int) -> None:
+        attached = self._attached[endpoint]
+
+        def swap() -> None:
+            self._datapath.set_policy(endpoint, policy)
+            attached.queue.epoch = epoch
+
+        self._on_loop(swap)
+        self._backend.set_epoch(attached.namespace, self._rules(epoch))
+
+    def detach(self, endpoint: int) -> None:
+        attached = self._attached.pop(endpoint)
+
+        def let_go() -> None:
+            if self.serving(endpoint):
+                self._past = add_readings(self._past, replace(read_queue(attached.queue), backlog=0))
+            attached.queue.release(self._datapath.remove_endpoint(endpoint))
+            self._loop.remove(endpoint)
+
+        self._on_loop(let_go)
+
+    def remove_rules(self, namespace: Path) -> None:
+        self._backend.remove(namespace)
+
+    def verify(self) -> None:
+        """Lay the rules of every pod again where somebody changed them, and forget connections that have ended.
+
+        Raises KernelError if a namespace refuses; those after it are left for the next time.
+        """
+        for endpoint, attached in self._attached.items():
+            if not attached.namespace.exists():
+                continue  # on its way out; the pod is let go at the next tick
+            if self._backend.apply(attached.namespace, self._rules(attached.queue.epoch)):
+                log.error(
+                    "rules had been changed by somebody else and were laid again",
+                    extra=fields(pod=attached.pod, namespace=attached.namespace),
+                )
+            self._forget_dead(endpoint, attached)
+
+    def read(self) -> DatapathReading:
+        """Read all counters between two packets; may be called from any thread."""
+
+        def here() -> DatapathReading:
+            queues = self._past
+            for queue in self._loop.queues:
+                queues = add_readings(queues, read_queue(queue))
+            return DatapathReading(
+                queues,
+                self._datapath.gauges(),
+                dict(self._datapath.drops),
+                self._datapath.unproven_translations,
+                self._guard.crashes,
+            )
+
+        return self._on_loop(here)
+
+    def _forget_dead(self, endpoint: int, attached: _Attached) -> None:
+        """Forget connections that conntrack twice in a row did not have; a young one is not marked there at once."""
+        known = self._on_loop(lambda: self._datapath.remembered(endpoint))
+        if not known:
+            return
+        living: set[Tuple5] = set()
+        for one in conntrack.sweep(attached.namespace, self._marks):
+            ends = (one.source, one.source_port), (one.destination, one.destination_port)
+            for own, other in (ends, ends[::-1]):
+                living.add((one.protocol, *own, *other))
+        dead = known - living
+        gone, attached.suspects = dead & attached.suspects, dead
+        if gone:
+            self._on_loop(lambda: self._datapath.forget_dead(endpoint, self._datapath.remembered(endpoint) - gone))
+
+    def _rules(self, epoch: int) -> PodRules:
+        # What the kernel does while nobody listens is the answer of the one function that decides about failure.
+        bypass = verdict_for_failure(self._fail_mode, FailureCause.SHUTDOWN) is Verdict.PASS
+        return PodRules(self._marks, epoch, self._queue, bypass)
+
+    def _on_loop(self, function: Callable[[], T]) -> T:
+        return self._loop.call(function).result()
+
+
+def read_queue(queue: PodQueue) -> QueueReading:
+    """Return the counters of one queue, the kernel's and the shell's. Only on the loop's thread."""
+    kernel, shell = queue.kernel_counters(), queue.counters
+    errors = (shell.verdict_failures, shell.send_failures, shell.lost_tickets, shell.forgotten)
+    return QueueReading(
+        packets=kernel.total,
+        kernel_dropped=kernel.queue_dropped,
+        user_dropped=kernel.user_dropped,
+        backlog=kernel.waiting,
+        truncated=shell.truncated,
+        failures=Counter(shell.failures),
+        errors=Counter(dict(zip(QUEUE_ERRORS, errors, strict=True))),
+    )
+
+
+def add_readings(one: QueueReading, other: QueueReading) -> QueueReading:
+    """Return the sum of two readings."""
+    return QueueReading(
+        packets=one.packets + other.packets,
+        kernel_dropped=one.kernel_dropped + other.kernel_dropped,
+        user_dropped=one.user_dropped + other.user_dropped,
+        backlog=one.backlog + other.backlog,
+        truncated=one.truncated + other.truncated,
+        failures=Counter(one.failures) + Counter(other.failures),
+        errors=Counter(one.errors) + Counter(other.errors),
+    )
+
+
+def _own_addresses() -> tuple[Address, ...]:
+    """Return the addresses of this thread's namespace that others can reach."""
+    with IPRoute() as route:
+        found = [message.get_attr("IFA_ADDRESS") for message in route.get_addr() if message["scope"] == _UNIVERSE]
+    return tuple(ip_address(text).packed for text in found)

@@ -1,0 +1,204 @@
+"""The agent, put together: top to bottom, each part handed what it needs.
+
+Logic lives in the parts. What matters here is the order: nothing answers before everything behind it stands, and what
+stops, stops in the reverse order with the rules left in place.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+from watchfiles import Change, watch
+
+from agent import config as configuration
+from agent.backends import make_backend
+from agent.config import AgentConfig
+from agent.conntrack import NodeConntrack
+from agent.credentials import load_pki, load_psk
+from agent.enforcement import PodEnforcement
+from agent.failmode import FailureCause, verdict_for_failure
+from agent.flowlog import FlowLog
+from agent.folder import FolderReader
+from agent.issuing import Issuer
+from agent.logs import fields
+from agent.loop import Loop
+from agent.marks import Marks
+from agent.metrics import BuildInfo, FlowCounts, MetricsServer, Reading, make_registry
+from agent.netns import namespace_path
+from agent.nfqueue import CrashGuard
+from agent.notify import notify
+from agent.observe import ObserveServer
+from agent.runtime import RuntimeDirectory
+from agent.standalone import Standalone
+from policy.addresses import parse_network
+from policy.engine import PolicyEngine
+from policy.files import SUFFIXES
+from policy.view import PRIVATE_NETWORKS, Settings
+from trireme_py.auth import Authenticator
+from trireme_py.datapath import Datapath
+from trireme_py.endpoint import DatapathSettings
+from trireme_py.errors import ConfigError
+from trireme_py.identities import Identities
+from trireme_py.model import Address, FlowEvent, Verdict
+from trireme_py.networks import NetworkSet
+
+log = logging.getLogger(__name__)
+
+OWN_NAMESPACE: Final = Path("/proc/self/ns/net")
+SETTLE_MS: Final = 100
+"""A change of the folder is read when nothing more has changed for this long: an editor writes in several steps."""
+TICK_MS: Final = 1000
+
+
+def run(folder: Path) -> None:
+    """Run the agent on ``folder`` until SIGTERM or SIGINT.
+
+    Raises TriremeError if it cannot start: what is wrong with configuration, credentials or kernel.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+
+    config = configuration.load(folder)
+    authenticator = load_authenticator(config)
+    with ExitStack() as closing:
+        runtime = RuntimeDirectory(config.runtime_directory)
+        runtime.lock()
+        closing.callback(runtime.release)
+
+        backend = make_backend(config.rules)
+        marks = Marks(config.mark_mask)
+
+        counts = FlowCounts()
+        observe = ObserveServer(runtime.observe_socket)
+        closing.callback(observe.close)
+        flow_log = FlowLog(config.flow_log) if config.flow_log else None
+        if flow_log:
+            closing.callback(flow_log.close)
+
+        def publish(events: Sequence[FlowEvent]) -> None:
+            counts.publish(events)
+            observe.publish(events)
+            if flow_log:
+                flow_log.publish(events)
+
+        node = NodeConntrack(namespace_path(config.node_network_namespace or OWN_NAMESPACE))
+        closing.callback(node.close)
+
+        def translate(
+            _endpoint: int, protocol: int, source: Address, sport: int, destination: Address, dport: int
+        ) -> tuple[Address, int] | None:
+            return node.translate(protocol, source, sport, destination, dport)
+
+        def on_failure(error: Exception) -> Verdict:
+            guard.crashes += 1
+            log.warning("a packet made the data path fail", exc_info=error)
+            return verdict_for_failure(config.fail_mode, FailureCause.CRASH)
+
+        guard = CrashGuard()
+        datapath = Datapath(
+            Identities(authenticator),
+            DatapathSettings(
+                identity_scope=NetworkSet(map(str, config.identity_scope)),
+                pod_ranges=NetworkSet(map(str, config.pod_ranges)),
+                require_translation_evidence=config.require_translation_evidence,
+            ),
+            entropy=os.urandom,
+            translate=translate,
+            on_failure=on_failure,
+        )
+        loop = Loop(datapath, guard, publish)
+        loop.start()
+        closing.callback(loop.stop)
+
+        enforcement = PodEnforcement(
+            datapath, loop, guard, backend, marks=marks, queue=config.queue, fail_mode=config.fail_mode
+        )
+        standalone = Standalone(
+            FolderReader(folder, runtime.last_good),
+            PolicyEngine(Settings((*PRIVATE_NETWORKS, *map(parse_network, map(str, config.pod_ranges))), config.audit)),
+            Issuer(authenticator, config.assertion_lifetime_s, os.urandom, time.time),
+            enforcement,
+            runtime,
+        )
+
+        def read() -> Reading:
+            now = enforcement.read()
+            return Reading(
+                flows=counts.read(),
+                drops=now.drops,
+                queues=now.queues,
+                crashes=now.crashes,
+                unproven_translations=now.unproven_translations,
+                identities_cached=now.gauges.identities,
+                half_open=now.gauges.opening + now.gauges.half_open,
+                established=now.gauges.live,
+                endpoints=len(standalone.bound),
+                policies=standalone.policies,
+                policy_revision=standalone.revision,
+                config_problems=len(standalone.problems),
+                rule_errors=standalone.rule_errors,
+                assertion_not_after=standalone.assertion_not_after,
+                flow_log_dropped=flow_log.dropped if flow_log else 0,
+                observe_dropped=observe.dropped,
+                observe_slow=observe.slow_subscribers,
+            )
+
+        standalone.start()
+        closing.callback(standalone.stop)
+        if config.metrics:
+            info = BuildInfo(version("trireme-py"), backend.name, "python", config.mode)
+            metrics = MetricsServer(*config.metrics, make_registry(info, read))
+            closing.callback(metrics.close)
+        observe.start()
+
+        notify("READY=1")
+        log.info("ready", extra=fields(pods=len(standalone.bound), rules=backend.name, observe=observe.path))
+        follow(folder, standalone, stop)
+        notify("STOPPING=1")
+        log.info("stopping; rules stay in place", extra=fields(remove_them_with="trireme cleanup"))
+
+
+def load_authenticator(config: AgentConfig) -> Authenticator:
+    """Return what vouches for this node's pods. Raises CredentialError."""
+    paths = config.credentials
+    if config.mode == "psk":
+        if paths.preshared_key is None:
+            raise ConfigError("spec.credentials.presharedKey: missing")
+        return load_psk(paths.preshared_key, config.trust_domain)
+    if paths.key is None or paths.certificate is None or paths.authority is None:
+        raise ConfigError("spec.credentials: key, certificate and authority are needed")
+    return load_pki(paths.key, paths.certificate, paths.authority, config.trust_domain, time.time())
+
+
+def follow(folder: Path, standalone: Standalone, stop: threading.Event) -> None:
+    """Bring each change of ``folder`` into force, and tick once a second, until ``stop`` is set."""
+    changes = watch(
+        folder,
+        watch_filter=is_configuration,
+        debounce=10 * SETTLE_MS,
+        step=SETTLE_MS,
+        stop_event=stop,
+        rust_timeout=TICK_MS,
+        yield_on_timeout=True,
+        raise_interrupt=False,
+    )
+    for change in changes:
+        if change:
+            standalone.changed()
+        else:
+            standalone.tick()
+
+
+def is_configuration(_change: Change, path: str) -> bool:
+    """Tell whether a changed path matters: our kinds of files, and the hidden links by which ConfigMaps are swapped."""
+    return path.endswith(SUFFIXES) or Path(path).name.startswith("..") or Path(path).is_dir()
