@@ -10,14 +10,12 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
-from pyroute2 import IPRoute
-
-from agent import conntrack, netns
+from agent import conntrack
 from agent.failmode import FailMode, FailureCause, verdict_for_failure
+from agent.interfaces import addresses_of
 from agent.logs import fields
 from agent.loop import Loop
 from agent.marks import Marks
@@ -34,8 +32,6 @@ from trireme_py.model import Address, DropReason, PolicyView, Verdict
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_UNIVERSE: Final = 0  # RT_SCOPE_UNIVERSE, include/uapi/linux/rtnetlink.h
 
 
 @dataclass(slots=True)
@@ -84,7 +80,7 @@ class PodEnforcement:
         """Counters of queues that are closed, so that sums never fall."""
 
     def addresses(self, namespace: Path) -> tuple[Address, ...]:
-        return netns.run_inside(namespace, _own_addresses)
+        return tuple(sorted(addresses_of(namespace)))
 
     def epoch_in_force(self, namespace: Path) -> int | None:
         return self._backend.read_state(namespace, self._marks)
@@ -238,10 +234,3 @@ def add_readings(one: QueueReading, other: QueueReading) -> QueueReading:
         failures=Counter(one.failures) + Counter(other.failures),
         errors=Counter(one.errors) + Counter(other.errors),
     )
-
-
-def _own_addresses() -> tuple[Address, ...]:
-    """Return the addresses of this thread's namespace that others can reach."""
-    with IPRoute() as route:
-        found = [message.get_attr("IFA_ADDRESS") for message in route.get_addr() if message["scope"] == _UNIVERSE]
-    return tuple(ip_address(text).packed for text in found)

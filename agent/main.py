@@ -28,6 +28,7 @@ from agent.enforcement import PodEnforcement
 from agent.failmode import FailureCause, verdict_for_failure
 from agent.flowlog import FlowLog
 from agent.folder import FolderReader
+from agent.interfaces import addresses_of
 from agent.issuing import Issuer
 from agent.logs import fields
 from agent.loop import Loop
@@ -91,7 +92,8 @@ def run(folder: Path) -> None:
             if flow_log:
                 flow_log.publish(events)
 
-        node = NodeConntrack(namespace_path(config.node_network_namespace or OWN_NAMESPACE))
+        node_namespace = namespace_path(config.node_network_namespace or OWN_NAMESPACE)
+        node = NodeConntrack(node_namespace)
         closing.callback(node.close)
 
         def translate(
@@ -110,6 +112,7 @@ def run(folder: Path) -> None:
             DatapathSettings(
                 identity_scope=NetworkSet(map(str, config.identity_scope)),
                 pod_ranges=NetworkSet(map(str, config.pod_ranges)),
+                node_addresses=addresses_of(node_namespace),
                 require_translation_evidence=config.require_translation_evidence,
             ),
             entropy=os.urandom,
