@@ -72,4 +72,4 @@ def pki_authenticator(
 
 def realistic_labels(count: int) -> PlainLabels:
     """As many labels as asked for, 35 octets of key and value each, in the shape of those that charts put on pods."""
-    return PlainLabels({f"app.kubernetes.io/part-{index:03}": f"{index:05}-value"[:11] for index in range(count)})
+    return PlainLabels({f"app.kubernetes.io/p-{index:03}": f"{index:06}-value" for index in range(count)})
