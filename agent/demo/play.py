@@ -15,7 +15,6 @@ from agent.demo.ledger import Ledger, Mark, Seat
 from agent.demo.screen import Screen
 from agent.demo.stage import CLIENT_NODE, POLICY_FILE, SERVER_NODE, Stage
 from agent.demo.story import Expectation, Expectations
-from agent.flowlog import FlowRecord
 from trireme_py.errors import TriremeError
 
 ACT_TIMEOUT_S: Final = 20.0
@@ -24,6 +23,10 @@ MODE_NAMES: Final = {
     "psk": "identities by a pre-shared key (trireme key new)",
     "pki": "identities by node certificates (trireme ca init, node request, ca sign)",
 }
+
+
+LINGER_VISITS: Final = 25
+"""Visits of each drinking guest after which an act on a terminal makes room for the next: some four seconds."""
 
 
 class PlayFailed(TriremeError):
@@ -86,21 +89,26 @@ class Play:
         self._require(
             expect.drink(everybody),
             expect.judged(everybody, "proven, allowed, no policy selects the tap", story.allowed_without_policy),
+            expect.one_address(everybody),
         )
+        self._linger(mark, everybody)
 
     def _policy(self, mark: Mark) -> None:
         self._stage.apply_policies()
         self._screen.applied(f"written to {POLICY_FILE} of both nodes", story.POLICIES)
         expect = Expectations(self._ledger, mark)
+        allowed = story.as_role("approved", story.allowed_by_rule)
+        denied = story.as_role("regular", story.denied_for_its_label)
         self._require(
             expect.drink(self._approved),
             expect.go_dry(self._other),
-            expect.judged(self._approved, "proven, allowed by approved-guests, rule 1", story.allowed_by_rule),
-            expect.judged(self._other, "denied, with the rule that came closest", story.denied_for_its_label),
+            expect.judged(self._approved, "role=approved, proven, allowed by rule 1 of approved-guests", allowed),
+            expect.judged(self._other, "role=regular, denied, and told which rule came closest", denied),
         )
-        self._show(expect, self._approved[0], story.allowed_by_rule)
-        self._show(expect, self._other[0], story.denied_for_its_label)
+        self._show(expect, self._approved[0], allowed)
+        self._show(expect, self._other[0], denied)
         self._require(Expectations(self._ledger, self._ledger.mark()).never_reach_the_tap(self._other))
+        self._linger(mark, self._approved)
 
     def _labels(self, mark: Mark) -> None:
         labels = story.LABELS[story.APPROVED]
@@ -108,22 +116,27 @@ class Play:
         where = f"written to pod-{story.OTHER}.yaml of node {CLIENT_NODE}; node {SERVER_NODE} is told nothing"
         self._screen.applied(where, story.labels_excerpt(story.OTHER, labels))
         expect = Expectations(self._ledger, mark)
+        allowed = story.as_role("approved", story.allowed_by_rule)
         self._require(
             expect.drink(self._stage.seats),
-            expect.judged(self._other, "proven, allowed by approved-guests, rule 1", story.allowed_by_rule),
+            expect.judged(self._other, "role=approved, proven, allowed by rule 1 of approved-guests", allowed),
         )
-        self._show(expect, self._other[0], story.allowed_by_rule)
+        self._show(expect, self._other[0], allowed)
+        self._linger(mark, self._stage.seats)
 
     def _deleted(self, mark: Mark) -> None:
+        labels = story.LABELS[story.OTHER]
         self._stage.delete_policies()
-        self._stage.set_labels(story.OTHER, story.LABELS[story.OTHER])
-        excerpt = story.labels_excerpt(story.OTHER, story.LABELS[story.OTHER])
-        self._screen.applied(f"{POLICY_FILE} removed from both nodes, and the label taken back", excerpt)
+        self._stage.set_labels(story.OTHER, labels)
+        where = f"{POLICY_FILE} removed from both nodes, and the label taken back"
+        self._screen.applied(where, story.labels_excerpt(story.OTHER, labels))
         expect = Expectations(self._ledger, mark)
+        allowed = story.as_role("regular", story.allowed_without_policy)
         self._require(
             expect.drink(self._stage.seats),
-            expect.judged(self._other, "proven, allowed, no policy selects the tap", story.allowed_without_policy),
+            expect.judged(self._other, "role=regular, proven, allowed, no policy selects the tap", allowed),
         )
+        self._linger(mark, self._stage.seats)
 
     # -- helpers -------------------------------------------------------------------------------------------------------
 
@@ -139,7 +152,14 @@ class Play:
             reasons = [*broken, *(f"expected within {ACT_TIMEOUT_S:.0f} s: {text}" for text in missing)]
             raise PlayFailed("\n".join(reasons or ["the expectations held, but never all at the same time"]))
 
-    def _show(self, expect: Expectations, seat: Seat, right: Callable[[FlowRecord], bool]) -> None:
+    def _linger(self, since: Mark, seats: Sequence[Seat]) -> None:
+        """Give people time to look, if there are any: until each of ``seats`` came often enough since ``since``."""
+        if self._screen.live:
+            self._ledger.wait_until(
+                lambda: all(len(self._ledger.asks(since, seat)) >= LINGER_VISITS for seat in seats), ACT_TIMEOUT_S
+            )
+
+    def _show(self, expect: Expectations, seat: Seat, right: story.Judge) -> None:
         record = expect.example(seat, right)
         if record is not None:
             self._screen.verdict(record)

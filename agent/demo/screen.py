@@ -61,6 +61,11 @@ class Screen:
             self._count.clear()
             self._last_verdict = None
 
+    @property
+    def live(self) -> bool:
+        """Tell whether somebody watches a table that moves."""
+        return self._live is not None
+
     def asked(self, ask: Ask) -> None:
         with self._lock:
             visits = self._visits.setdefault(ask.seat, deque(maxlen=HISTORY))

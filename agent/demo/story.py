@@ -134,7 +134,7 @@ class Expectations:
 
         return Expectation(f"not one request of {guests(seats)} reaches the tap's application", _all(holds, seats))
 
-    def judged(self, seats: Sequence[Seat], text: str, right: Callable[[FlowRecord], bool]) -> Expectation:
+    def judged(self, seats: Sequence[Seat], text: str, right: Judge) -> Expectation:
         """The tap's agent judged a connection of each seat as ``right`` says."""
 
         def holds(seat: Seat) -> bool:
@@ -142,7 +142,20 @@ class Expectations:
 
         return Expectation(f"the tap's agent about {guests(seats)}: {text}", _all(holds, seats))
 
-    def example(self, seat: Seat, right: Callable[[FlowRecord], bool]) -> FlowRecord | None:
+    def one_address(self, seats: Sequence[Seat]) -> Expectation:
+        """The tap's node saw all guests of a family come from the same address."""
+
+        def sources(family: int) -> set[str]:
+            records = self._ledger.verdicts(self._since)
+            of_family = [seat for seat in seats if seat.family == family]
+            seen = [{record.source.address for record in verdicts_about(records, seat)} for seat in of_family]
+            return set.union(*seen) if all(seen) else set()
+
+        wanted = sorted({seat.family for seat in seats})
+        text = f"the tap's node sees {guests(seats)} come from one and the same address"
+        return Expectation(text, lambda: all(len(sources(family)) == 1 for family in wanted))
+
+    def example(self, seat: Seat, right: Judge) -> FlowRecord | None:
         """Return the first verdict that fulfils :meth:`judged`, to be shown."""
         records = verdicts_about(self._ledger.verdicts(self._since), seat)
         return next((record for record in records if right(record)), None)
@@ -173,22 +186,28 @@ def verdicts_about(records: list[FlowRecord], seat: Seat) -> list[FlowRecord]:
     ]
 
 
+Judge = Callable[[FlowRecord], bool]
+
+
 def allowed_without_policy(record: FlowRecord) -> bool:
     return record.verdict == "allow" and record.reason == "no_isolation" and _proven(record)
 
 
 def allowed_by_rule(record: FlowRecord) -> bool:
-    return (record.verdict, record.reason, record.policy, record.rule) == ("allow", "policy", POLICY, 0) and _proven(
-        record
-    )
+    right = record.policy == POLICY and record.rule == 0
+    return record.verdict == "allow" and record.reason == "policy" and right and _proven(record)
 
 
 def denied_for_its_label(record: FlowRecord) -> bool:
     """Denied, and the verdict names the rule that came closest and the label it asks for."""
     nearest = record.nearest
-    return (
-        record.verdict == "deny" and record.reason == "no_match" and "approved-guests" in nearest and "role" in nearest
-    )
+    named = "approved-guests" in nearest and "role=approved" in nearest
+    return record.verdict == "deny" and record.reason == "no_match" and named
+
+
+def as_role(role: str, judge: Judge) -> Judge:
+    """Return ``judge`` for a peer that showed the label ``role`` with this value."""
+    return lambda record: record.peer is not None and record.peer.labels.get("role") == role and judge(record)
 
 
 def _proven(record: FlowRecord) -> bool:
