@@ -175,6 +175,8 @@ class Node:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.loop.stop()
+        for held in self.pods.values():
+            self.backend.remove(held.pod.path)
         if self.conntrack is not None:
             self.conntrack.close()
 
