@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agent.folder import Folder, FolderReader
+from trireme_py.errors import ConfigError
+
+POD = "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, labels: {{app: {app}}}}}\n"
+POLICY = """\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: only-web, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: db}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "config").mkdir()
+    return tmp_path / "config"
+
+
+@pytest.fixture
+def reader(folder: Path, tmp_path: Path) -> FolderReader:
+    return FolderReader(folder, tmp_path / "last-good")
+
+
+def pod(name: str, app: str = "web") -> str:
+    return POD.format(name=name, app=app)
+
+
+def keys(state: Folder) -> set[str]:
+    return {item.key for item in state.objects}
+
+
+def apps(state: Folder) -> dict[str, str]:
+    return {one.name: one.labels["app"] for one in state.pods}
+
+
+def test_a_broken_file_stays_as_it_was_while_others_change(folder: Path, reader: FolderReader) -> None:
+    (folder / "a.yaml").write_text(pod("a", "one") + "---\n" + POLICY)
+    (folder / "b.yaml").write_text(pod("b", "one"))
+    assert keys(reader.first()) == {"Pod/shop/a", "NetworkPolicy/shop/only-web", "Pod/shop/b"}
+    (folder / "a.yaml").write_text(pod("a", "two") + "---\n" + POLICY.replace("podSelector", "podSelectr"))
+    (folder / "b.yaml").write_text(pod("b", "two"))
+    state = reader.read()
+    assert apps(state) == {"a": "one", "b": "two"}
+    assert "NetworkPolicy/shop/only-web" in keys(state)
+    (problem, *_) = state.problems
+    assert (problem.file, problem.field) == (str(folder / "a.yaml"), "spec.podSelectr")
+    assert problem.line == 8
+    (folder / "a.yaml").write_text(pod("a", "three"))
+    state = reader.read()
+    assert apps(state) == {"a": "three", "b": "two"}
+    assert keys(state) == {"Pod/shop/a", "Pod/shop/b"}
+    assert not state.problems
+
+
+def test_a_deleted_file_takes_its_objects_along_also_after_it_was_broken(folder: Path, reader: FolderReader) -> None:
+    (folder / "a.yaml").write_text(pod("a"))
+    reader.first()
+    (folder / "a.yaml").write_text("kind: [")
+    assert keys(reader.read()) == {"Pod/shop/a"}
+    (folder / "a.yaml").unlink()
+    assert not reader.read().objects
+
+
+def test_an_object_that_moves_out_of_a_file_that_breaks_is_taken_from_its_new_place(
+    folder: Path, reader: FolderReader
+) -> None:
+    (folder / "b.yaml").write_text(pod("p", "old"))
+    reader.first()
+    (folder / "b.yaml").write_text("kind: [")
+    (folder / "c.yaml").write_text(pod("p", "new"))
+    assert apps(reader.read()) == {"p": "new"}
+
+
+def test_a_second_copy_of_an_object_breaks_its_file_alone(folder: Path, reader: FolderReader) -> None:
+    (folder / "a.yaml").write_text(pod("p", "first"))
+    (folder / "b.yaml").write_text(pod("q", "one"))
+    reader.first()
+    (folder / "b.yaml").write_text(pod("q", "two") + "---\n" + pod("p", "second"))
+    state = reader.read()
+    assert apps(state) == {"p": "first", "q": "one"}
+    assert "is there already" in state.problems[0].message
+
+
+def test_a_broken_file_at_the_start_is_refused(folder: Path, reader: FolderReader) -> None:
+    (folder / "a.yaml").write_text(POLICY.replace("podSelector", "podSelectr"))
+    with pytest.raises(ConfigError, match=r"a\.yaml:5: spec\.podSelectr: .*\n.*trireme policy check"):
+        reader.first()
+
+
+def test_a_restart_beside_a_broken_file_continues_with_its_last_good_state(folder: Path, tmp_path: Path) -> None:
+    (folder / "a.yaml").write_text(pod("a", "good"))
+    FolderReader(folder, tmp_path / "last-good").first()
+    (folder / "a.yaml").write_text("kind: [")
+    restarted = FolderReader(folder, tmp_path / "last-good")
+    state = restarted.first()
+    assert apps(state) == {"a": "good"}
+    assert state.problems
+    assert apps(restarted.read()) == {"a": "good"}
+
+
+def test_a_file_that_is_gone_leaves_no_copy_to_come_back(folder: Path, tmp_path: Path) -> None:
+    (folder / "a.yaml").write_text(pod("a", "old"))
+    reader = FolderReader(folder, tmp_path / "last-good")
+    reader.first()
+    (folder / "a.yaml").unlink()
+    reader.read()
+    (folder / "a.yaml").write_text("kind: [")
+    with pytest.raises(ConfigError):
+        FolderReader(folder, tmp_path / "last-good").first()
+
+
+def test_a_folder_that_vanishes_changes_nothing(folder: Path, reader: FolderReader) -> None:
+    (folder / "a.yaml").write_text(pod("a"))
+    reader.first()
+    os.rename(folder, folder.with_name("away"))
+    state = reader.read()
+    assert keys(state) == {"Pod/shop/a"}
+    assert state.problems
+
+
+def test_a_kind_nobody_reads_is_reported_and_breaks_nothing(folder: Path, reader: FolderReader) -> None:
+    (folder / "a.yaml").write_text("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\n---\n" + pod("a"))
+    state = reader.first()
+    assert keys(state) == {"Pod/shop/a"}
+    assert [(problem.line, problem.message) for problem in state.problems] == [
+        (1, "ConfigMap is not read by the agent")
+    ]
+
+
+def test_a_changed_agent_config_asks_for_a_restart(folder: Path, reader: FolderReader) -> None:
+    text = "apiVersion: trireme.io/v1alpha1\nkind: AgentConfig\nspec: {trustDomain: one}\n"
+    (folder / "agent.yaml").write_text(text)
+    assert not reader.first().problems
+    (folder / "agent.yaml").write_text(text.replace("one", "two"))
+    assert [problem.hint for problem in reader.read().problems] == ["restart the agent"]
+    (folder / "agent.yaml").write_text(text)
+    assert not reader.read().problems
+
+
+def test_it_knows_without_reading_that_something_changed(folder: Path, reader: FolderReader) -> None:
+    (folder / "a.yaml").write_text(pod("a"))
+    reader.first()
+    assert not reader.stale()
+    (folder / "notes.txt").write_text("not ours")
+    assert not reader.stale()
+    (folder / "sub").mkdir()
+    (folder / "sub" / "b.yaml").write_text(pod("b"))
+    assert reader.stale()
+    assert apps(reader.read()) == {"a": "web", "b": "web"}
+    assert not reader.stale()
+    (folder / "a.yaml").unlink()
+    assert reader.stale()
+
+
+def test_a_problem_of_an_object_points_at_its_field(folder: Path, reader: FolderReader) -> None:
+    (folder / "a.yaml").write_text("# a comment\n" + pod("a"))
+    state = reader.first()
+    problem = state.problem(state.pods[0], "metadata.name", "is odd")
+    assert str(problem) == f"{folder}/a.yaml:4: metadata.name: is odd"

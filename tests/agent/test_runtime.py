@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.runtime import Recorded, RuntimeDirectory
+from trireme_py.errors import ConfigError
+
+RECORD = Recorded("shop/db", "/run/netns/db", (4, 4026532000), 7, "00ff")
+
+
+def test_what_is_written_can_be_read_by_the_next_agent(tmp_path: Path) -> None:
+    first = RuntimeDirectory(tmp_path / "run")
+    first.lock()
+    assert first.read() == []
+    first.write([RECORD])
+    first.release()
+    second = RuntimeDirectory(tmp_path / "run")
+    second.lock()
+    assert second.read() == [RECORD]
+    second.remove()
+    second.release()
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_agents_are_kept_apart(tmp_path: Path) -> None:
+    program = (
+        "import sys, pathlib; from agent.runtime import RuntimeDirectory;"
+        "RuntimeDirectory(pathlib.Path(sys.argv[1])).lock(); print('locked', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        runtime = RuntimeDirectory(tmp_path / "run")
+        with pytest.raises(ConfigError, match=rf"an agent runs here \(process {other.pid}\)"):
+            runtime.lock()
+        other.stdin.close()
+        other.wait()
+        runtime.lock()
+        runtime.release()
+
+
+def test_it_is_for_root_alone(tmp_path: Path) -> None:
+    runtime = RuntimeDirectory(tmp_path / "run")
+    runtime.lock()
+    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
+    runtime.release()
+
+
+@pytest.mark.parametrize("text", ["{", '{"version": 2, "pods": []}', '{"version": 1, "pods": [{"pod": "a/b"}]}'])
+def test_a_record_that_cannot_be_read_is_not_forgotten(tmp_path: Path, text: str) -> None:
+    runtime = RuntimeDirectory(tmp_path)
+    (tmp_path / "state.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"state\.json"):
+        runtime.read()
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file/run.*spec\.runtimeDirectory"):
+        RuntimeDirectory(tmp_path / "file" / "run").lock()
+
+
+def test_the_lock_goes_with_its_process_not_with_its_file(tmp_path: Path) -> None:
+    runtime = RuntimeDirectory(tmp_path)
+    (tmp_path / "agent.lock").write_text("99999999\n")
+    runtime.lock()
+    assert (tmp_path / "agent.lock").read_text() == f"{os.getpid()}\n"
+    runtime.release()
