@@ -52,7 +52,7 @@ def test_a_broken_file_stays_as_it_was_while_others_change(folder: Path, reader:
     assert "NetworkPolicy/shop/only-web" in keys(state)
     (problem, *_) = state.problems
     assert (problem.file, problem.field) == (str(folder / "a.yaml"), "spec.podSelectr")
-    assert problem.line == 8
+    assert problem.line == 9
     (folder / "a.yaml").write_text(pod("a", "three"))
     state = reader.read()
     assert apps(state) == {"a": "three", "b": "two"}
