@@ -216,7 +216,7 @@ class Stage:
                     "trustDomain": TRUST_DOMAIN,
                     "mode": self._mode,
                     "credentials": dict(credentials),
-                    "podRanges": [str(address) for pod in self._pods.values() for address in (pod.ipv4, pod.ipv6)],
+                    "podRanges": ["10.77.0.0/16", "fd77::/16"],  # those of agent.lab
                     "nodeNetworkNamespace": str(self._lab.router.path),
                     "metrics": "off",
                     "flowLog": str(node.folder / "flows.jsonl"),

@@ -32,12 +32,13 @@ def start_demo(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 def left_behind(pid: int, folder: Path) -> list[str]:
     """What should be gone: namespaces of the demo's process, its folders, and agents that run in them."""
     namespaces = [path.name for path in netns.RUN_DIR.glob(f"trm-{WORD}-{pid}-*")]
-    agents = [
-        path.parent.name
-        for path in Path("/proc").glob("[0-9]*/cmdline")
-        if str(folder).encode() in _read(path) and path.parent.name != str(os.getpid())
-    ]
-    return namespaces + agents + [path.name for path in folder.iterdir()]
+    return namespaces + [f"process {pid}" for pid in agents(folder)] + [path.name for path in folder.iterdir()]
+
+
+def agents(folder: Path, node: str = "") -> list[int]:
+    """The agents whose configuration lies in ``folder``, by process id."""
+    found = {int(path.parent.name): _read(path) for path in Path("/proc").glob("[0-9]*/cmdline")}
+    return [pid for pid, words in found.items() if str(folder).encode() in words and node.encode() in words]
 
 
 def _read(path: Path) -> bytes:
@@ -85,3 +86,23 @@ def test_an_interrupted_demo_leaves_nothing_behind(number: signal.Signals, code:
         rest, _ = demo.communicate(timeout=60)
         assert demo.returncode == code, rest
         assert left_behind(demo.pid, folder) == []
+
+
+def test_an_agent_that_dies_fails_the_demo_and_its_log_is_kept() -> None:
+    with tempfile.TemporaryDirectory(prefix="trm-demo-test-") as name:
+        folder = Path(name)
+        demo = start_demo(folder, "--mode", "psk", "--family", "4")
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            if "Act 2" in line:
+                break
+        (agent,) = agents(folder, "node-server")
+        os.kill(agent, signal.SIGKILL)
+        rest, _ = demo.communicate(timeout=60)
+        assert demo.returncode == 1, rest
+        assert "the agent of node server ended" in rest
+        (kept,) = folder.iterdir()
+        assert f"kept in {kept}" in rest
+        assert (kept / "node-server" / "agent.log").stat().st_size > 0
+        assert not agents(folder)
+        assert not list(netns.RUN_DIR.glob(f"trm-{WORD}-{demo.pid}-*"))
