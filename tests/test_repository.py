@@ -69,6 +69,15 @@ def test_the_readme_s_links_lead_somewhere() -> None:
     assert not broken
 
 
+def test_the_readme_s_claims_name_tests() -> None:
+    kernel = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "kernel").glob("test_*.py"))
+    tests = re.findall(r"^def (test_\w+)", kernel, re.MULTILINE)
+    rows = re.findall(r"^\| .+ \| `([a-z_ ]+)` \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows
+    unknown = [name for row in rows for name in row.split(" or ") if not any(name in test for test in tests)]
+    assert not unknown
+
+
 def test_nothing_large_is_checked_in() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False).stdout
     tracked = [ROOT / name.decode() for name in listed.split(b"\0") if name]
