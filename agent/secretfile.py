@@ -84,10 +84,15 @@ def _read(path: Path, advice: str) -> tuple[os.stat_result, bytes]:
         raise CredentialError(f"{path}: no such file; run: {advice}") from None
     except OSError as error:
         raise CredentialError(f"{path}: cannot be read: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as stream:
-        status = os.fstat(stream.fileno())  # of what was opened, not of what the name leads to by now
+    try:
+        status = os.fstat(descriptor)  # of what was opened, not of what the name leads to by now
         if not stat.S_ISREG(status.st_mode):
             raise CredentialError(f"{path}: is not a file; run: {advice}")
         if status.st_size > MAX_FILE:
             raise CredentialError(f"{path}: has {status.st_size} bytes, too large for a key or certificate")
-        return status, stream.read(MAX_FILE)
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            return status, stream.read(MAX_FILE)
+    except OSError as error:
+        raise CredentialError(f"{path}: cannot be read: {error.strerror}") from error
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,257 @@
+"""Credentials from files: what is right loads, and each thing that can be wrong names the file and the command."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from agent.credentials import load_pki, load_psk
+from agent.enroll import create_authority, create_psk, create_request, read_request, sign_request
+from tests.harness.assertions import PSK, SALT, claims
+from trireme_py.assertion import Claims
+from trireme_py.errors import CredentialError
+
+TRUST_DOMAIN = "prod.example.org"
+NOW = datetime(2027, 1, 15, 8, 0, tzinfo=UTC)
+NOW_S = NOW.timestamp()
+
+
+def some_claims() -> Claims:
+    return claims(trust_domain=TRUST_DOMAIN, not_before=int(NOW_S), not_after=int(NOW_S) + 3600)
+
+
+def secret(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    path.chmod(0o600)
+    return path
+
+
+def error(path: Path, call: str, *arguments: object) -> str:
+    """The text of the CredentialError, after checking that it names the file and a command."""
+    function = {"psk": load_psk, "pki": load_pki}[call]
+    with pytest.raises(CredentialError) as caught:
+        function(*arguments)  # type: ignore[operator]
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ")
+    assert re.search(r"(run.*|with): \w", text)
+    return text
+
+
+# -- Pre-shared key ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        base64.b64encode(PSK),
+        base64.b64encode(PSK) + b"\n",
+        base64.encodebytes(PSK * 3),
+        PSK.hex().encode(),
+        PSK.hex().upper().encode() + b"\n",
+    ],
+    ids=["base64", "base64 with line end", "base64 in lines", "hex", "upper-case hex"],
+)
+def test_a_pre_shared_key_is_loaded(tmp_path: Path, text: bytes) -> None:
+    authenticator = load_psk(secret(tmp_path / "psk.key", text), TRUST_DOMAIN)
+    assertion = authenticator.issue(some_claims(), SALT)
+    assert authenticator.verify_untrusted(assertion, NOW_S).identity.trust_domain == TRUST_DOMAIN
+
+
+def test_base64_and_hexadecimal_of_one_key_are_one_key(tmp_path: Path) -> None:
+    salts = {
+        load_psk(secret(tmp_path / name, text), TRUST_DOMAIN).pair_salt
+        for name, text in {"a": base64.b64encode(PSK), "b": PSK.hex().encode()}.items()
+    }
+    assert len(salts) == 1
+
+
+def test_what_key_new_writes_is_loaded(tmp_path: Path) -> None:
+    create_psk(tmp_path / "psk.key", os.urandom)
+    load_psk(tmp_path / "psk.key", TRUST_DOMAIN)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "0 bytes where 32 are needed"),
+        (base64.b64encode(PSK[:31]), "31 bytes where 32 are needed"),
+        (PSK.hex().encode()[:62], "31 bytes where 32 are needed"),
+        (b"correct horse battery staple, and a few more words", "neither base64 nor hexadecimal"),
+        (b"\xff" * 64, "neither base64 nor hexadecimal"),
+        (PSK.hex().encode() + b"0", "neither base64 nor hexadecimal"),
+        (base64.b64encode(bytes(32)), "is not random"),
+        (b"00112233" * 8, "is not random"),
+    ],
+)
+def test_a_pre_shared_key_that_is_none(tmp_path: Path, text: bytes, message: str) -> None:
+    path = secret(tmp_path / "psk.key", text)
+    shown = error(path, "psk", path, TRUST_DOMAIN)
+    assert message in shown
+    assert "trireme key new" in shown
+    if text:
+        assert text.decode("latin-1").strip() not in shown
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644, 0o620, 0o610])
+def test_a_pre_shared_key_that_others_can_get_at(tmp_path: Path, mode: int) -> None:
+    path = secret(tmp_path / "psk.key", base64.b64encode(PSK))
+    path.chmod(mode)
+    shown = error(path, "psk", path, TRUST_DOMAIN)
+    assert f"mode {mode:04o}" in shown
+    assert f"chmod 600 {path}" in shown
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_pre_shared_key_that_belongs_to_somebody_else(tmp_path: Path) -> None:
+    path = secret(tmp_path / "psk.key", base64.b64encode(PSK))
+    try:
+        os.chown(path, 65534, 65534)
+    except OSError:
+        pytest.skip("a user namespace with one user cannot give files away")
+    assert "belongs to user 65534" in error(path, "psk", path, TRUST_DOMAIN)
+
+
+def test_a_pre_shared_key_that_is_no_file(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.key"
+    assert f"no such file; run: trireme key new {missing}" in error(missing, "psk", missing, TRUST_DOMAIN)
+    assert "is not a file" in error(tmp_path, "psk", tmp_path, TRUST_DOMAIN)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o600)
+    assert "is not a file" in error(pipe, "psk", pipe, TRUST_DOMAIN)
+
+
+def test_a_file_that_is_far_too_large_is_not_read(tmp_path: Path) -> None:
+    path = secret(tmp_path / "psk.key", b"")
+    os.truncate(path, 1 << 40)
+    with pytest.raises(CredentialError, match="too large"):
+        load_psk(path, TRUST_DOMAIN)
+
+
+def test_a_link_to_a_secret_is_judged_by_the_secret(tmp_path: Path) -> None:
+    """Kubernetes mounts secrets as links."""
+    (tmp_path / "psk.key").symlink_to(secret(tmp_path / "..data", base64.b64encode(PSK)))
+    load_psk(tmp_path / "psk.key", TRUST_DOMAIN)
+    (tmp_path / "..data").chmod(0o644)
+    with pytest.raises(CredentialError, match="mode 0644"):
+        load_psk(tmp_path / "psk.key", TRUST_DOMAIN)
+
+
+# -- Node key and certificate -----------------------------------------------------------------------------------------
+
+
+class Site:
+    """An authority and a node's three files."""
+
+    def __init__(self, folder: Path, node: str = "worker-1", trust_domain: str = TRUST_DOMAIN) -> None:
+        self.ca, self.node = folder / "ca", folder / node
+        if not self.ca.exists():
+            create_authority(self.ca, trust_domain, NOW, days=3650)
+        create_request(self.node, node)
+        request = read_request(self.node / "node.csr")
+        self.key, self.certificate, self.authority = (
+            self.node / "node.key",
+            self.node / "node.crt",
+            self.ca / "ca.crt",
+        )
+        self.certificate.write_bytes(sign_request(self.ca, request, NOW, days=30))
+
+    def arguments(self, wall_s: float = NOW_S, trust_domain: str = TRUST_DOMAIN) -> tuple[object, ...]:
+        return self.key, self.certificate, self.authority, trust_domain, wall_s
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def test_a_node_s_credentials_are_loaded_and_two_nodes_believe_each_other(site: Site, tmp_path: Path) -> None:
+    other = Site(tmp_path, "worker-2")
+    one = load_pki(site.key, site.certificate, site.authority, TRUST_DOMAIN, NOW_S)
+    two = load_pki(other.key, other.certificate, other.authority, TRUST_DOMAIN, NOW_S)
+    verified = two.verify_untrusted(one.issue(some_claims(), SALT), NOW_S)
+    assert verified.issuer == "node"
+    assert one.certificate.node == "worker-1"
+
+
+def test_the_certificate_s_own_file_can_name_the_authority(site: Site) -> None:
+    load_pki(site.key, site.certificate, site.certificate, TRUST_DOMAIN, NOW_S)
+
+
+def test_authorities_of_a_rotation_are_all_trusted(site: Site, tmp_path: Path) -> None:
+    new = Site(tmp_path / "new", "worker-2")
+    both = tmp_path / "both.crt"
+    both.write_bytes(new.authority.read_bytes() + site.authority.read_bytes())
+    old_node = load_pki(site.key, site.certificate, both, TRUST_DOMAIN, NOW_S)
+    new_node = load_pki(new.key, new.certificate, both, TRUST_DOMAIN, NOW_S)
+    old_node.verify_untrusted(new_node.issue(some_claims(), SALT), NOW_S)
+    new_node.verify_untrusted(old_node.issue(some_claims(), SALT), NOW_S)
+
+
+def test_a_node_key_that_others_can_read(site: Site) -> None:
+    site.key.chmod(0o640)
+    assert f"run: chmod 600 {site.key}" in error(site.key, "pki", *site.arguments())
+
+
+@pytest.mark.parametrize("data", [b"", b"no key", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"])
+def test_a_node_key_that_is_none(site: Site, data: bytes) -> None:
+    secret(site.key, data)
+    assert "is not an unencrypted private key" in error(site.key, "pki", *site.arguments())
+
+
+def test_files_that_are_missing(site: Site) -> None:
+    for path in (site.authority, site.certificate, site.key):
+        path.unlink()
+        assert "no such file" in error(path, "pki", *site.arguments())
+
+
+def test_a_key_that_is_not_the_certificate_s(site: Site, tmp_path: Path) -> None:
+    secret(site.key, Site(tmp_path, "worker-2").key.read_bytes())
+    shown = error(site.certificate, "pki", *site.arguments())
+    assert f"is not for the key in {site.key}" in shown
+    assert f"trireme node request {site.node}" in shown
+
+
+def test_a_certificate_of_another_authority(site: Site, tmp_path: Path) -> None:
+    site.authority.write_bytes(Site(tmp_path / "other").authority.read_bytes())
+    shown = error(site.certificate, "pki", *site.arguments())
+    assert f"is not signed by the authority in {site.authority}" in shown
+    assert "SHA256:" in shown
+
+
+def test_a_certificate_that_ran_out_or_has_not_begun(site: Site) -> None:
+    later = (NOW + timedelta(days=30)).timestamp()
+    assert "ended at 2027-02-14 08:00 UTC" in error(site.certificate, "pki", *site.arguments(later))
+    assert "begins at 2027-01-15 08:00 UTC" in error(site.certificate, "pki", *site.arguments(NOW_S - 1))
+
+
+def test_a_certificate_of_another_trust_domain(site: Site) -> None:
+    shown = error(site.certificate, "pki", *site.arguments(trust_domain="other.example"))
+    assert "is for trust domain prod.example.org, not other.example" in shown
+
+
+def test_an_authority_file_without_an_authority(site: Site, tmp_path: Path) -> None:
+    leaf_only = tmp_path / "leaf.crt"
+    leaf_only.write_text(
+        site.certificate.read_text().split("-----END CERTIFICATE-----")[0] + "-----END CERTIFICATE-----\n"
+    )
+    site.authority = leaf_only
+    assert "holds no authority's certificate" in error(leaf_only, "pki", *site.arguments())
+    leaf_only.write_bytes(b"nothing")
+    assert "holds no certificate" in error(leaf_only, "pki", *site.arguments())
+
+
+def test_authorities_of_two_trust_domains(site: Site, tmp_path: Path) -> None:
+    other = Site(tmp_path / "other", trust_domain="other.example")
+    site.authority.write_bytes(site.authority.read_bytes() + other.authority.read_bytes())
+    with pytest.raises(CredentialError, match=r"several trust domains: other\.example, prod\.example\.org"):
+        load_pki(site.key, site.certificate, site.authority, TRUST_DOMAIN, NOW_S)
+
+
+def test_a_certificate_that_was_not_signed_for_us(site: Site) -> None:
+    site.certificate.write_bytes(site.authority.read_bytes())
+    assert "holds no node's certificate" in error(site.certificate, "pki", *site.arguments())
