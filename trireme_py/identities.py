@@ -10,7 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
-from trireme_py.assertion import identity_id
+from trireme_py.assertion import CLOCK_SKEW_S, identity_id
 from trireme_py.auth import Authenticator
 from trireme_py.errors import InvalidToken
 from trireme_py.model import DropReason, Identity, Instant
@@ -70,7 +70,7 @@ class Identities:
         """
         peer = self._peers.get(claimed_id)
         if peer is not None and peer.assertion == assertion:
-            if now.wall_s > peer.not_after:
+            if now.wall_s >= peer.not_after + CLOCK_SKEW_S:
                 del self._peers[claimed_id]
                 raise InvalidToken(DropReason.EXPIRED, peer.identity.name)
             self._peers.move_to_end(claimed_id)
