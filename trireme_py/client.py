@@ -7,6 +7,7 @@ from trireme_py.endpoint import (
     Endpoint,
     Shared,
     Turn,
+    cut,
     drop_held,
     hold,
     is_pod_address,
@@ -17,7 +18,7 @@ from trireme_py.errors import BadPacket
 from trireme_py.flows import ClientFlow, Live
 from trireme_py.handshake import AWAITING_ACK, AWAITING_SYN_ACK, State, Step, advance
 from trireme_py.messages import SynAck
-from trireme_py.model import Direction, DropReason, Result, Verdict
+from trireme_py.model import Address, Decision, Direction, DropReason, Result, Verdict
 from trireme_py.packet import (
     ACK,
     FIN,
@@ -47,7 +48,7 @@ class ClientSide:
     def app_syn(self, turn: Turn) -> Result:
         """The pod's SYN leaves: attach who the pod is."""
         endpoint, packet = turn.pod, turn.packet
-        flow = endpoint.clients.get(turn.tuple5)
+        flow = previous = endpoint.clients.get(turn.tuple5)
         if flow is not None and flow.isn == packet.sequence:
             if flow.resynchronising:
                 flow.resynchronising = False
@@ -80,6 +81,8 @@ class ClientSide:
         flow.state = state
         flow.sent += 1
         flow.last_was_bare = bare
+        if previous is not None and previous is not flow:
+            drop_held(self._shared, endpoint, previous.held, DropReason.HOLD_TIMEOUT)
         self._remember(turn, flow)
         return Result(Verdict.PASS_CLEAR, packet=rewritten)
 
@@ -87,9 +90,6 @@ class ClientSide:
         endpoint, packet, key = turn.pod, turn.packet, turn.tuple5
         if not endpoint.policy.may_open(packet.protocol):
             self._judge_silent(turn)
-        previous = endpoint.clients.pop(key)
-        if previous is not None:
-            drop_held(self._shared, endpoint, previous.held, DropReason.HOLD_TIMEOUT)
         # Data in a SYN would reach the other side before anybody was judged: the pod's kernel sends it again with its
         # first ACK, as it does with any server that does not speak Fast Open.
         bare = with_tcp(packet, b"", without_fast_open=True)
@@ -153,7 +153,7 @@ class ClientSide:
             return self._refuse(packet)
         shared.unproven_translations += not evident
         flow.state, flow.peer, flow.actual = state, peer, answer.server
-        flow.server_isn, flow.syn_ack_fixed = packet.sequence, answer.fixed
+        flow.server_isn, flow.syn_ack_fixed, flow.policy = packet.sequence, answer.fixed, turn.pod.policy
         flow.proof = messages.encode_ack(syn_fixed, answer.fixed, key)
         self._remember(turn, flow)
         if state is State.ACK_CREATED:
@@ -163,7 +163,8 @@ class ClientSide:
     def _bare_syn_ack(self, turn: Turn, flow: ClientFlow) -> Result:
         endpoint, packet = turn.pod, turn.packet
         if flow.state is State.ACK_CREATED and packet.sequence == flow.server_isn:
-            return self._asked_again(turn, flow)
+            # Our proof was taken, but the server's kernel has missed the ACK: ours is to repeat that one.
+            return Result(Verdict.PASS)
         state = advance(flow.state, Step.ADMIT_BARE_SYN_ACK)
         protocol, own, own_port, address, port = flow.key
         actual = (address, port or 0)
@@ -179,7 +180,7 @@ class ClientSide:
             endpoint.unanswered.put((address, port), True, turn.now.mono_ns)
         if flow.state in AWAITING_SYN_ACK:
             flow.server_isn = packet.sequence
-        flow.state, flow.actual = state, actual
+        flow.state, flow.actual, flow.policy = state, actual, endpoint.policy
         self._remember(turn, flow)
         stripped = with_tcp(packet, b"") if packet.payload_length else None
         return Result(Verdict.PASS, packet=stripped)
@@ -214,6 +215,13 @@ class ClientSide:
         packet = turn.packet
         if packet.flags & RST:
             return Result(Verdict.PASS)
+        if flow.state in AWAITING_ACK and flow.policy is not turn.pod.policy:
+            # Policy has changed since the SYN-ACK, which the pod's kernel has seen: both ends must be told.
+            if not self._judge_server(turn, flow).allowed:
+                turn.pod.clients.pop(flow.key)
+                drop_held(self._shared, turn.pod, flow.held, DropReason.CUT)
+                return cut(self._shared, packet)
+            flow.policy = turn.pod.policy
         first = (flow.isn + 1) % SEQUENCE_SPACE
         if flow.proof and packet.sequence == (first - PROOF) % SEQUENCE_SPACE:
             if packet.payload != flow.proof:
@@ -239,7 +247,7 @@ class ClientSide:
             return Result(turn.accept, packet=with_tcp(packet, flow.proof + packet.payload, sequence=first - PROOF))
         # No room in front of this one: the proof goes alone, and what the pod wants to send waits for it to pass.
         waiting = bool(flow.held.packets)
-        hold(turn, flow.held)
+        hold(self._shared, turn, flow.held)
         return Result(Verdict.HOLD, send=() if waiting else (self._proof_alone(flow, packet),))
 
     def _proof_alone(self, flow: ClientFlow, like: Packet) -> bytes:
@@ -254,15 +262,24 @@ class ClientSide:
             self._admit(turn, flow)
 
     def _admit(self, turn: Turn, flow: ClientFlow) -> None:
-        address, port = flow.actual or (flow.key[3], flow.key[4] or 0)
+        address, port = self._server_of(flow)
         identity = flow.peer.identity if flow.peer else None
-        judge(
-            self._shared, turn, Direction.EGRESS, flow.key, identity=identity, address=address, port=port,
-            isn=flow.isn, proven=identity is not None, announce_allow=True,
-        )  # fmt: skip
+        self._judge_server(turn, flow, announce_allow=True)
         live = Live(Direction.EGRESS, identity, address, port, turn.pod.policy, flow.isn)
         turn.pod.live.put(flow.key, live, turn.now.mono_ns)
         self._remember(turn, flow)
+
+    def _judge_server(self, turn: Turn, flow: ClientFlow, *, announce_allow: bool = False) -> Decision:
+        address, port = self._server_of(flow)
+        identity = flow.peer.identity if flow.peer else None
+        return judge(
+            self._shared, turn, Direction.EGRESS, flow.key, identity=identity, address=address, port=port,
+            isn=flow.isn, proven=identity is not None, announce_allow=announce_allow,
+        )  # fmt: skip
+
+    def _server_of(self, flow: ClientFlow) -> tuple[Address, int]:
+        """The server as policy judges it."""
+        return flow.actual or (flow.key[3], flow.key[4] or 0)
 
     def net_segment(self, turn: Turn, flow: ClientFlow) -> Result:
         """Anything but a SYN-ACK arrives before the connection is accepted."""

@@ -15,7 +15,7 @@ from trireme_py.endpoint import DatapathSettings, Endpoint, Shared, Translate, T
 from trireme_py.errors import BadPacket, InvalidToken
 from trireme_py.established import Established
 from trireme_py.flows import Tuple5
-from trireme_py.handshake import AWAITING_ACK, AWAITING_SYN_ACK
+from trireme_py.handshake import AWAITING_ACK, AWAITING_SYN_ACK, OPENED
 from trireme_py.identities import Identities, LocalIdentity
 from trireme_py.model import (
     Address,
@@ -87,11 +87,13 @@ class Datapath:
         gone = self._endpoints.pop(endpoint, None)
         if gone is None:
             return []
-        self._shared.pod_addresses.subtract(gone.addresses)
+        self._shared.pod_addresses -= Counter(gone.addresses)
         self._shared.identities.forget_endpoint(endpoint)
         for held in gone.holds.clear():
             drop_held(self._shared, gone, held, DropReason.NOT_READY)
-        return [release for number, release in self._take_orphans() if number == endpoint]
+        orphans = self._take_orphans()
+        self._shared.orphans = [(number, release) for number, release in orphans if number != endpoint]
+        return [release for number, release in orphans if number == endpoint]
 
     def set_identity(self, endpoint: int, identity: LocalIdentity) -> None:
         """Use another assertion for the pod's next connections; those under way finish with theirs."""
@@ -155,8 +157,10 @@ class Datapath:
         if packet.flags & SYN:
             return self._server.app_syn_ack(turn) if packet.flags & ACK else self._client.app_syn(turn)
         client, live = pod.clients.get(turn.tuple5), pod.live.get(turn.tuple5)
-        # A connection of ours that was accepted and then lost its standing to a new policy is judged again below.
-        if client is not None and (live is None or live.isn != client.isn or live.policy is pod.policy):
+        # A connection of ours that was accepted and then lost its standing, to a new policy or by being forgotten, is
+        # judged again below.
+        standing = live is not None and client is not None and live.isn == client.isn and live.policy is pod.policy
+        if client is not None and (standing or client.state not in OPENED):
             return self._client.app_segment(turn, client)
         if turn.tuple5 in pod.answered:
             return self._server.app_segment(turn)
@@ -204,7 +208,7 @@ class Datapath:
         deadlines = [
             deadline
             for pod in self._endpoints.values()
-            for table in (pod.holds, pod.servers, pod.clients)
+            for table in (pod.holds, pod.servers, pod.clients, pod.denials, pod.unanswered, pod.minds_payload)
             if (deadline := table.next_deadline()) is not None
         ]
         return min(deadlines, default=None)

@@ -21,10 +21,11 @@ from trireme_py.model import (
     Instant,
     PolicyView,
     Release,
+    Result,
     Verdict,
 )
 from trireme_py.networks import NetworkSet
-from trireme_py.packet import Packet
+from trireme_py.packet import Packet, reset_for
 
 _SECOND: Final = 1_000_000_000
 
@@ -185,12 +186,14 @@ def tuple_of(packet: Packet, *, leaving: bool) -> Tuple5:
     return packet.protocol, packet.destination, packet.destination_port, packet.source, packet.source_port
 
 
-def hold(turn: Turn, held: Held) -> None:
+def hold(shared: Shared, turn: Turn, held: Held) -> None:
     """Let the packet wait in the queue, for HOLD_NS at most. Raises BadPacket(HOLD_LIMIT)."""
     if len(held.packets) >= MAX_HELD_PACKETS or held.octets + turn.packet.length > MAX_HELD_OCTETS:
         raise BadPacket(DropReason.HOLD_LIMIT)
     if not held.packets:
-        turn.pod.holds.put(id(held), held, turn.now.mono_ns)
+        evicted = turn.pod.holds.put(id(held), held, turn.now.mono_ns)
+        if evicted is not None:
+            drop_held(shared, turn.pod, evicted, DropReason.HOLD_LIMIT)
     held.add(turn.ticket, turn.packet)
 
 
@@ -211,3 +214,11 @@ def drop_held(shared: Shared, endpoint: Endpoint, held: Held, reason: DropReason
     for ticket, _ in held.take():
         shared.drops[reason] += 1
         shared.orphans.append((endpoint.number, Release(ticket, Verdict.DROP, reason)))
+
+
+def cut(shared: Shared, packet: Packet) -> Result:
+    """End a connection by one of its TCP packets: both applications are told, and the packet itself never arrives."""
+    shared.drops[DropReason.CUT] += 1
+    # The reset towards the packet's receiver takes the packet's place in the queue; the other is sent.
+    ahead, back = reset_for(packet, towards_sender=False), reset_for(packet, towards_sender=True)
+    return Result(Verdict.PASS, packet=ahead, send=(back,))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from trireme_py.endpoint import Endpoint, Shared, Turn, judge, tuple_of
+from trireme_py.endpoint import Endpoint, Shared, Turn, cut, judge, tuple_of
 from trireme_py.errors import BadPacket
 from trireme_py.flows import Live
 from trireme_py.model import Direction, DropReason, Hook, Protocol, Result, Verdict
-from trireme_py.packet import RST, Packet, icmp_error_subject_untrusted, reset_for
+from trireme_py.packet import RST, Packet, icmp_error_subject_untrusted
 
 _NEIGHBOUR_DISCOVERY: Final = frozenset({130, 131, 132, 133, 134, 135, 136, 137, 143})
 """ICMPv6 neighbour and multicast listener discovery (RFC 4861, RFC 3810): without it there is no link."""
@@ -26,7 +26,7 @@ class Established:
         """A packet of an accepted connection without a current mark: policy has changed, or the mark is on its way."""
         endpoint, packet = turn.pod, turn.packet
         if live.cut:
-            return Result(Verdict.PASS) if packet.flags & RST else self._cut(packet)
+            return self._cut(packet)
         if live.policy is not endpoint.policy:
             decision = judge(
                 self._shared, turn, live.direction, turn.tuple5, identity=live.identity, address=live.address,
@@ -39,13 +39,11 @@ class Established:
         return Result(turn.accept)
 
     def _cut(self, packet: Packet) -> Result:
-        """End a live connection: both applications are told at once, and the packet itself never arrives."""
-        if packet.protocol != Protocol.TCP or packet.flags & RST:
+        if packet.protocol != Protocol.TCP:
             raise BadPacket(DropReason.CUT)
-        self._shared.drops[DropReason.CUT] += 1
-        # The reset towards the packet's receiver takes the packet's place in the queue; the other is sent.
-        ahead, back = reset_for(packet, towards_sender=False), reset_for(packet, towards_sender=True)
-        return Result(Verdict.PASS, packet=ahead, send=(back,))
+        if packet.flags & RST:
+            return Result(Verdict.PASS)  # an end of it is what is wanted
+        return cut(self._shared, packet)
 
     def unknown_segment(self, turn: Turn) -> Result:
         """A TCP segment of a connection we have not seen begin: it is as old as the agent, or it is an attempt.

@@ -114,6 +114,8 @@ class ClientFlow:
     peer: Peer | None = None
     actual: tuple[Address, int] | None = None
     """The server's own address and port, as it authenticated them."""
+    policy: PolicyView | None = None
+    """The policy that let the server's answer in."""
     proof: bytes = b""
     ack: Packet | None = None
     """The pod's first ACK, whose headers a repeated proof borrows."""
@@ -161,4 +163,6 @@ class Live:
     policy: PolicyView
     """The policy it was last allowed under."""
     isn: int | None = None
+    server_isn: int | None = None
+    """On ingress: the number of the pod's SYN-ACK, by which a repeated one is known."""
     cut: bool = False

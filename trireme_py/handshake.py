@@ -85,6 +85,8 @@ AWAITING_SYN_ACK: Final = frozenset({State.SYN_CREATED, State.BARE_SYN_SENT})
 """The client's SYN is out and nothing has been admitted yet."""
 AWAITING_ACK: Final = frozenset({State.SYN_ACK_CONSUMED, State.BARE_SYN_ACK_ADMITTED})
 """The client has judged its server; its own kernel has yet to answer."""
+OPENED: Final = frozenset({State.ACK_CREATED, State.BARE_ACK_SENT})
+"""The client's ACK is out: the connection is among the live ones."""
 
 
 def advance(state: State, step: Step) -> State:

@@ -218,13 +218,15 @@ def reset_for(packet: Packet, *, towards_sender: bool) -> bytes:
     """Return the RST that ends the connection of ``packet`` at its sender or at its receiver.
 
     Towards the receiver it takes the packet's own place in sequence; towards the sender it stands where the sender
-    expects the receiver's next octet (RFC 9293, section 3.10.7.4).
+    expects the receiver's next octet (RFC 9293, section 3.10.7.4). A SYN's payload is never counted: it is ours, and a
+    half-open connection believes no reset that acknowledges anything but the SYN.
     """
     source, destination = packet.source, packet.destination
     sport, dport = packet.source_port or 0, packet.destination_port or 0
     if towards_sender:
         source, destination, sport, dport = destination, source, dport, sport
-        sequence, acknowledgement = packet.acknowledgement, packet.sequence + packet.payload_length
+        octets = 1 if packet.flags & SYN else packet.payload_length + (packet.flags & FIN)
+        sequence, acknowledgement = packet.acknowledgement, packet.sequence + octets
     else:
         sequence, acknowledgement = packet.sequence, packet.acknowledgement
     tcp = _TCP.pack(

@@ -60,8 +60,8 @@ class ServerSide:
         flow = endpoint.servers.get(key)
         if flow is not None and flow.tuple5 == tuple5 and (peer is None or flow.syn_fixed == syn_fixed):
             peer = flow.peer  # a repetition; a bare one of an identified SYN included
-        elif flow is not None and flow.server_isn is not None and flow.tuple5 == tuple5:
-            raise BadPacket(DropReason.UNEXPECTED, "another token on a SYN that was answered")
+        elif flow is not None and flow.server_isn is not None:
+            raise BadPacket(DropReason.UNEXPECTED, "another token, or another port, on a SYN that was answered")
         else:
             flow = None
         decision = judge(
@@ -100,17 +100,18 @@ class ServerSide:
         key = (packet.destination, packet.destination_port or 0, (packet.acknowledgement - 1) % SEQUENCE_SPACE)
         flow = endpoint.servers.get(key)
         if flow is None:
+            live = endpoint.live.get(turn.tuple5)
+            if live is not None and live.isn == key[2] and live.server_isn == packet.sequence:
+                # The pod's kernel did not take the ACK that we let through (its accept queue was full, say) and asks
+                # for it once more. A silent client would else never be served.
+                return Result(Verdict.PASS)
             raise BadPacket(DropReason.NO_STATE, "SYN-ACK without a SYN")
-        flow.server_isn = packet.sequence
-        flow.syn_ack = packet
-        endpoint.answered[flow.tuple5] = flow
-        if flow.peer is None:
-            flow.state = advance(flow.state, Step.SEND_BARE_SYN_ACK)
-            return Result(Verdict.PASS_CLEAR)
-        flow.state = advance(flow.state, Step.CREATE_SYN_ACK)
-        if not flow.message:
+        state = advance(flow.state, Step.CREATE_SYN_ACK if flow.peer else Step.SEND_BARE_SYN_ACK)
+        if flow.peer is not None and not flow.message:
             flow.message = self._create_syn_ack(flow)
-        return Result(Verdict.PASS_CLEAR, packet=with_tcp(packet, flow.message))
+        flow.state, flow.server_isn, flow.syn_ack = state, packet.sequence, packet
+        endpoint.answered[flow.tuple5] = flow
+        return Result(Verdict.PASS_CLEAR, packet=with_tcp(packet, flow.message) if flow.message else None)
 
     def _create_syn_ack(self, flow: ServerFlow) -> bytes:
         assert flow.peer is not None
@@ -173,7 +174,7 @@ class ServerSide:
         offset = (packet.sequence - flow.key[2] - 1) % SEQUENCE_SPACE
         if offset > WINDOW:
             raise BadPacket(DropReason.UNEXPECTED, "outside any initial window")
-        hold(turn, flow.held)
+        hold(self._shared, turn, flow.held)
         return Result(Verdict.HOLD, send=send)
 
     def _establish(self, turn: Turn, flow: ServerFlow, state: State) -> None:
@@ -188,7 +189,7 @@ class ServerSide:
         if not decision.allowed:
             raise BadPacket(DropReason.POLICY)
         flow.state = state
-        live = Live(Direction.INGRESS, identity, other, own_port, endpoint.policy, flow.key[2])
+        live = Live(Direction.INGRESS, identity, other, own_port, endpoint.policy, flow.key[2], flow.server_isn)
         endpoint.live.put(flow.tuple5, live, now.mono_ns)
         if flow.syn_ack is not None and flow.syn_ack.source_port != own_port:
             # Behind a sidecar's REDIRECT the pod's packets leave from the proxy's port, as far as we can see.
