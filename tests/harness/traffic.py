@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable
@@ -57,10 +58,8 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for one in (*self._listeners, *self._connections):
-            try:
+            with contextlib.suppress(OSError):  # never connected, or over already
                 one.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # never connected, or over already
             one.close()
 
     def _serve(self, listener: socket.socket) -> None:
@@ -74,12 +73,8 @@ class Server:
             threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
 
     def _converse(self, connection: socket.socket) -> None:
-        try:
+        with contextlib.suppress(OSError), connection:  # the other side went away: the client's end of the test tells
             self._talk(connection)
-        except OSError:
-            pass  # the other side went away: the client's end of the test tells
-        finally:
-            connection.close()
 
     def _echo(self, connection: socket.socket) -> None:
         index = len(self.received)
