@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import re
 from ipaddress import ip_network
 from pathlib import Path
 
+import msgspec
 import pytest
+import yaml
 
-from agent.config import load
+from agent.config import _SpecDocument, load
 from agent.failmode import FailMode
 from trireme_py.errors import ConfigError
 
@@ -68,6 +71,20 @@ def test_every_field_can_be_set(tmp_path: Path) -> None:
     assert (config.metrics, config.flow_log) == (None, "-")
     assert config.runtime_directory == Path("/run/other")
     assert (config.assertion_lifetime_s, config.audit) == (900, True)
+
+
+def test_every_field_is_documented_with_its_default() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "standalone.md").read_text()
+    documented = dict(re.findall(r"^\| `(\w+)` \| `?([^|`]+?)`? \|", text, re.MULTILINE))
+    defaults = {
+        field.encode_name: "required" if field.required else field.default
+        for field in msgspec.structs.fields(_SpecDocument)
+    }
+    assert documented.keys() == defaults.keys()
+    in_words = {"podRanges", "identityScope", "nodeNetworkNamespace", "flowLog"}
+    for name in defaults.keys() - in_words:
+        shown = yaml.safe_load(documented[name])
+        assert shown == defaults[name], name
 
 
 def test_everything_wrong_is_said_at_once_with_file_line_and_field(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from agent.flowlog import FlowLog, encode
+from agent.flowlog import FlowLog, FlowRecord, encode
 from agent.mailbox import Mailbox
 from tests.harness.flow_events import event
 from trireme_py.errors import ConfigError
@@ -53,6 +55,17 @@ def test_an_allow_names_policy_rule_and_the_translated_destination() -> None:
     assert line["actualDestination"] == {"address": "10.77.2.2", "port": 5433}
     assert line["peer"]["proven"] is True
     assert "nearest" not in line
+
+
+def test_every_field_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "flowlog.md").read_text()
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", text, re.MULTILINE)
+    documented = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert documented == set(FlowRecord.__struct_encode_fields__)
+    assert all(f"`{reason.value}`" in text for reason in Reason)
+    example = re.search(r"```json\n(.*)\n```", text)
+    assert example is not None
+    assert msgspec.json.decode(example[1], type=FlowRecord, strict=True).v == 1
 
 
 def test_audit_is_a_verdict_of_its_own() -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import urllib.request
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -12,6 +14,7 @@ from tests.harness.flow_events import event
 from trireme_py.errors import ConfigError
 from trireme_py.model import Direction, DropReason, Reason
 
+ROOT = Path(__file__).parents[2]
 INFO = BuildInfo(version="1.2.3", backend="iptables-nft", datapath="python", mode="psk")
 
 
@@ -85,6 +88,14 @@ def test_a_scrape_reports_the_reading() -> None:
     assert {name: samples.get(name) for name in expected} == expected
     assert {f"trireme_packets_dropped_total{{reason={reason.value}}}" for reason in DropReason} <= samples.keys()
     assert "process_resident_memory_bytes" in samples
+
+
+def test_every_metric_is_documented_and_nothing_else() -> None:
+    documented = set(re.findall(r"^\| `(trireme_\w+)`", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
+    counts = FlowCounts()
+    counts.publish([event()])
+    _, samples = scrape(Reading(flows=counts.read()))
+    assert documented == {name.partition("{")[0] for name in samples if name.startswith("trireme_")}
 
 
 def test_series_stay_few_and_none_ends_in_created() -> None:

@@ -149,13 +149,17 @@ class AgentProcess:
             self.process.stdout.close()
         return code
 
-    def scrape(self) -> dict[str, float]:
-        """Return the metrics, by name with labels sorted: ``name{a=1,b=2}``."""
+    def scrape_text(self) -> str:
+        """Return the metrics as Prometheus gets them."""
         url = self.wait_for("msg=metrics").partition("url=")[2].split()[0]
         with urllib.request.urlopen(url, timeout=PATIENCE_S) as response:
-            text = response.read().decode()
+            text: str = response.read().decode()
+        return text
+
+    def scrape(self) -> dict[str, float]:
+        """Return the metrics, by name with labels sorted: ``name{a=1,b=2}``."""
         samples = {}
-        for family in text_string_to_metric_families(text):
+        for family in text_string_to_metric_families(self.scrape_text()):
             for sample in family.samples:
                 labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
                 samples[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
