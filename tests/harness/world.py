@@ -128,7 +128,7 @@ class Pod:
     def leave(self, data: bytes) -> None:
         """A packet leaves: what the pod sends, or what the agent sends from its namespace."""
         if data[16:20] in self.addresses or (data[0] >> 4 == 6 and data[24:40] in self.addresses):
-            self.deliver(data)  # over lo, which nobody watches
+            self.world.after(0, lambda: self.deliver(data))  # over lo, which nobody watches
             return
         self._meet(Hook.APPLICATION, data)
 
