@@ -42,8 +42,8 @@ class Peer:
 
     identity: Identity
     agreement_key: bytes
-    not_before: float
-    not_after: float
+    not_before: int
+    not_after: int
     assertion: bytes
 
 

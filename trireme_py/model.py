@@ -114,8 +114,8 @@ class Identity:
 
     @property
     def name(self) -> str:
-        """``namespace/pod``, as people write it."""
-        return f"{self.namespace}/{self.pod}"
+        """``namespace/pod``, as people write it; the pod is ``*`` where its assertion had no room for the name."""
+        return f"{self.namespace}/{self.pod or '*'}"
 
     @property
     def spiffe_id(self) -> str:

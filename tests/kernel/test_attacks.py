@@ -352,15 +352,17 @@ def test_a_late_copy_of_the_proof(scene: Scene) -> None:
             heard.append(b"nothing")
             connection.sendall(b"still here")
 
-    with Server(world.bob, 25, banner), Capture(world.bob) as capture:
-        with open_socket(world.alice, scene.at(world.bob)) as client:
-            client.settimeout(5)
-            client.connect((str(scene.at(world.bob)), 25))
-            assert client.recv(9) == b"220 ready"
-            proof = capture.wait_for(lambda packet: messages.is_message(packet.payload) and not packet.flags & SYN)
-            for _ in range(3):
-                inject(world.mallory, proof.data)
-            assert client.recv(100) == b"still here"
+    with (
+        Server(world.bob, 25, banner), Capture(world.bob) as capture,
+        open_socket(world.alice, scene.at(world.bob)) as client,
+    ):  # fmt: skip
+        client.settimeout(5)
+        client.connect((str(scene.at(world.bob)), 25))
+        assert client.recv(9) == b"220 ready"
+        proof = capture.wait_for(lambda packet: messages.is_message(packet.payload) and not packet.flags & SYN)
+        for _ in range(3):
+            inject(world.mallory, proof.data)
+        assert client.recv(100) == b"still here"
     assert heard == [b"nothing"]
     scene.expect()
 
