@@ -7,11 +7,12 @@ known to the data path and to the queue before the rules name it; rules outlive 
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from agent import conntrack
 from agent.failmode import FailMode, FailureCause, verdict_for_failure
@@ -32,6 +33,9 @@ from trireme_py.model import Address, DropReason, PolicyView, Verdict
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+LOOP_PATIENCE_S: Final = 30
+"""The data path's thread answers between two packets; this is a thousand times longer than it ever takes."""
 
 
 @dataclass(slots=True)
@@ -205,7 +209,13 @@ class PodEnforcement:
         return PodRules(self._marks, epoch, self._queue, bypass)
 
     def _on_loop(self, function: Callable[[], T]) -> T:
-        return self._loop.call(function).result()
+        try:
+            return self._loop.call(function).result(LOOP_PATIENCE_S)
+        except TimeoutError:
+            # Nothing judges any more and nothing here can mend it. Dying is safe: rules and marks stay, what is new
+            # waits, and whoever started this process starts the next one.
+            log.critical("the data path's thread does not answer; ending", extra=fields(after_s=LOOP_PATIENCE_S))
+            os._exit(70)  # EX_SOFTWARE, sysexits.h
 
 
 def read_queue(queue: PodQueue) -> QueueReading:

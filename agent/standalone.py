@@ -89,6 +89,7 @@ class _Bound:
     endpoint: int
     path: Path
     inode: tuple[int, int]
+    addresses: tuple[Address, ...]
     issued: Issued
     view: View
     epoch: int
@@ -115,6 +116,7 @@ class Standalone:
         self._folder = Folder()
         self._bound: dict[str, _Bound] = {}
         self._recorded: dict[str, Recorded] = {}
+        self._written: dict[str, Recorded] = {}
         self._endpoints = 0
         self._ticks = 0
         self._reported: frozenset[Problem] = frozenset()
@@ -143,6 +145,7 @@ class Standalone:
         Raises ConfigError if the folder or the record of the earlier agent cannot be used.
         """
         self._recorded = {recorded.pod: recorded for recorded in self._runtime.read()}
+        self._written = dict(self._recorded)
         self._take(self._reader.first())
 
     def changed(self) -> None:
@@ -211,8 +214,7 @@ class Standalone:
         problems: list[Problem] = []
         wanted = self._wanted(problems)
         for name, bound in list(self._bound.items()):
-            there = name in wanted and wanted[name][1] == bound.path and _inode(bound.path) == bound.inode
-            if not there or not self._enforcement.serving(bound.endpoint):
+            if not self._holds(bound, wanted.get(name)):
                 del self._bound[name]
                 self._enforcement.detach(bound.endpoint)
                 log.info("pod let go", extra=fields(pod=name, namespace=bound.path))
@@ -225,8 +227,28 @@ class Standalone:
                 except TriremeError as error:
                     self.rule_errors += isinstance(error, KernelError)
                     problems.append(self._folder.problem(pod, _ANNOTATION_FIELD, str(error)))
-        self._record()
+        try:
+            self._record()
+        except KernelError as error:
+            problems.append(Problem(str(self._runtime.path), 0, "", str(error)))
         self._report((*self._folder.problems, *problems))
+
+    def _holds(self, bound: _Bound, wanted: tuple[Pod, Path] | None) -> bool:
+        """Tell whether a pod is bound as it should be; one that is not is let go, and bound anew if it is wanted."""
+        if wanted is None or wanted[1] != bound.path or _inode(bound.path) != bound.inode:
+            return False
+        if not self._enforcement.serving(bound.endpoint):
+            return False
+        # A namespace is often there before its interfaces are.
+        if bound.addresses and self._ticks % VERIFY_TICKS:
+            return True
+        try:
+            return self._addresses(*wanted) == bound.addresses
+        except KernelError:
+            return True  # it is going away in this moment; the next tick sees it gone
+
+    def _addresses(self, pod: Pod, path: Path) -> tuple[Address, ...]:
+        return pod.addresses or self._enforcement.addresses(path)
 
     def _clean_up(self, wanted: Mapping[str, tuple[Pod, Path]], problems: list[Problem]) -> None:
         """Remove the rules of pods that are no longer asked for, also those an earlier agent bound."""
@@ -252,7 +274,7 @@ class Standalone:
         used = self._enforcement.epochs_in_use(path)
         epoch = self._first_epoch(name, inode, view, path, used)
         used.add(epoch)
-        addresses = pod.addresses or self._enforcement.addresses(path)
+        addresses = self._addresses(pod, path)
         # Recorded before the rules go in: whatever happens to us then, cleanup finds them.
         self._recorded[name] = Recorded(name, str(path), inode, epoch, view.fingerprint.hex())
         self._record()
@@ -260,7 +282,7 @@ class Standalone:
         self._enforcement.attach(
             self._endpoints, name, path, addresses=addresses, identity=issued.identity, policy=view, epoch=epoch
         )
-        self._bound[name] = _Bound(self._endpoints, path, inode, issued, view, epoch, used)
+        self._bound[name] = _Bound(self._endpoints, path, inode, addresses, issued, view, epoch, used)
         log.info("pod enforced", extra=fields(pod=name, namespace=path, epoch=epoch))
 
     def _first_epoch(self, name: str, inode: tuple[int, int], view: View, path: Path, used: set[int]) -> int:
@@ -301,7 +323,9 @@ class Standalone:
         return free_epoch(bound.epoch, bound.used)
 
     def _record(self) -> None:
-        self._runtime.write(self._recorded.values())
+        if self._recorded != self._written:
+            self._runtime.write(self._recorded.values())
+            self._written = dict(self._recorded)
 
     def _report(self, problems: tuple[Problem, ...]) -> None:
         """Log each problem when it appears and when it is gone, not at every tick."""

@@ -41,6 +41,7 @@ class Recorder:
     policies: dict[int, PolicyView] = field(default_factory=dict)
     identities: dict[int, LocalIdentity] = field(default_factory=dict)
     sweeps: int = 0
+    own: tuple[Address, ...] = (ADDRESS,)
 
     def _step(self, what: str, *rest: object) -> None:
         if what in self.failing:
@@ -52,7 +53,7 @@ class Recorder:
         return steps
 
     def addresses(self, namespace: Path) -> tuple[Address, ...]:
-        return (ADDRESS,)
+        return self.own
 
     def epoch_in_force(self, namespace: Path) -> int | None:
         return self.in_force.get(namespace.name)
@@ -353,6 +354,38 @@ def test_a_queue_that_closed_is_opened_again(rig: Rig) -> None:
     rig.standalone.tick()
     # Same policy, same rules: the epoch in force goes on.
     assert rig.kernel.take() == [("detach", 1), ("attach", "shop/a", "a", 1)]
+
+
+def test_a_namespace_whose_interfaces_come_later_is_bound_anew_with_their_addresses(rig: Rig) -> None:
+    rig.namespace("a")
+    rig.pod("a")
+    rig.kernel.own = ()
+    rig.standalone.start()
+    rig.standalone.tick()
+    assert rig.kernel.take() == [("attach", "shop/a", "a", 1)]
+    rig.kernel.own = (ADDRESS,)
+    rig.standalone.tick()
+    assert rig.kernel.take() == [("detach", 1), ("attach", "shop/a", "a", 1)]
+    rig.kernel.own = (ADDRESS, bytes(16))
+    rig.standalone.tick()
+    assert rig.kernel.take() == [], "once there are addresses, they are looked at now and then"
+    for _ in range(VERIFY_TICKS):
+        rig.standalone.tick()
+    assert rig.kernel.take() == [("detach", 2), ("attach", "shop/a", "a", 1), ("verify",)]
+
+
+def test_a_record_that_cannot_be_written_is_a_problem_not_the_end(rig: Rig) -> None:
+    rig.namespace("a")
+    rig.pod("a")
+    state = rig.runtime.path / "state.new"
+    state.mkdir()
+    rig.standalone.start()
+    assert rig.kernel.take() == [], "no rules without a record of where they are"
+    assert any("state.json" in problem for problem in rig.problems())
+    state.rmdir()
+    rig.standalone.tick()
+    assert rig.kernel.take() == [("attach", "shop/a", "a", 1)]
+    assert not rig.problems()
 
 
 def test_a_restarted_agent_continues_with_the_epoch_in_force(rig: Rig) -> None:
