@@ -57,6 +57,14 @@ def _peer_name(record: FlowRecord) -> str:
     return (record.source if record.direction == "ingress" else record.destination).address
 
 
+def _rule(record: FlowRecord) -> str:
+    """Return where the rule stands in the policy, as the explanations of the policy engine write it."""
+    if record.rule is None:
+        return ""
+    peers = "from" if record.direction == "ingress" else "to"
+    return f" {record.direction}[{record.rule}]" + ("" if record.rule_peer is None else f" {peers}[{record.rule_peer}]")
+
+
 def _identity_words(record: FlowRecord) -> str:
     if record.peer is None:
         return "identity: none"
@@ -74,8 +82,7 @@ def render(record: FlowRecord) -> str:
     what = f"{verdict}  {record.direction}  {reason}  {record.protocol}"
     lines = [f"{record.time[11:23]}  {source} → {destination}{port}  {what}"]
     if record.policy:
-        rule = "" if record.rule is None else f" rule {record.rule + 1}"
-        lines.append(f"{_INDENT}by {record.policy}{rule}   {_identity_words(record)}")
+        lines.append(f"{_INDENT}by {record.policy}{_rule(record)}   {_identity_words(record)}")
     elif record.verdict != "allow":
         lines.append(_INDENT + _identity_words(record))
     if record.nearest:
@@ -143,21 +150,24 @@ def command(
     except KernelError as error:
         click.echo(f"trireme observe: {error}", err=True)
         ctx.exit(2)
-    for line in _lines(connection):
-        if line == LIVE:
-            if history:
-                for record, kept in remembered:
-                    show(record, kept)
-                if not follow:
-                    return
-            live = True
-            continue
-        record = msgspec.json.decode(line, type=FlowRecord)
-        if not wanted.shows(record):
-            continue
-        if live:
-            show(record, line)
-        elif history:
-            remembered.append((record, line))
+    try:
+        for line in _lines(connection):
+            if line == LIVE:
+                if history:
+                    for record, kept in remembered:
+                        show(record, kept)
+                    if not follow:
+                        return
+                live = True
+                continue
+            record = msgspec.json.decode(line, type=FlowRecord)
+            if not wanted.shows(record):
+                continue
+            if live:
+                show(record, line)
+            elif history:
+                remembered.append((record, line))
+    except KeyboardInterrupt:
+        return  # the usual end of following
     click.echo("trireme observe: the agent closed the stream: it stopped, or this reader was too slow", err=True)
     ctx.exit(1)

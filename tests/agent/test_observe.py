@@ -126,12 +126,12 @@ def test_a_denial_reads_names_verdict_and_what_the_nearest_rule_lacked() -> None
     ]
 
 
-def test_an_allow_on_egress_names_the_rule_from_one() -> None:
+def test_an_allow_on_egress_names_the_rule_where_it_stands() -> None:
     allowed = event(allowed=True, reason=Reason.POLICY, policy="NetworkPolicy/shop/x", rule=0, nearest="", proven=True)
     first, second = render(record_of(replace(allowed, direction=Direction.EGRESS))).splitlines()
     assert "shop/db → shop/cart [app=cart]:5432" in first
     assert "ALLOW" in first
-    assert second.strip() == "by NetworkPolicy/shop/x rule 1   identity: proven"
+    assert second.strip() == "by NetworkPolicy/shop/x egress[0]   identity: proven"
 
 
 def test_a_peer_without_identity_is_its_address() -> None:
