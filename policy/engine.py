@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 from policy.compiler import CompiledPolicy, compile_policy
@@ -15,7 +16,7 @@ from policy.objects import ClusterNetworkPolicy, Namespace, NetworkPolicy, Node,
 from policy.view import CLOSED, PodPolicy, Settings, View, bind_policies
 from trireme_py.model import PlainLabels
 
-_NO_POLICIES: Final[Mapping[str, CompiledPolicy]] = {}
+_NO_POLICIES: Final[Mapping[str, CompiledPolicy]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
