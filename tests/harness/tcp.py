@@ -24,6 +24,9 @@ DATA_TIMEOUT_MAX: Final = 5 * SECOND
 DATA_RETRIES: Final = 15
 TIME_WAIT: Final = 60 * SECOND
 WINDOW: Final = 1 << 20
+FIRST_PORT: Final = 40_000
+LAST_PORT: Final = 43_999
+"""Few enough that a storm uses them again."""
 
 Tuple4 = tuple[bytes, int, bytes, int]
 """Own address and port, the other end's address and port."""
@@ -116,7 +119,7 @@ class Connection:
         self.host.after(delay, due)
 
     def syn_timer(self) -> None:
-        if self.retries >= SYN_RETRIES:
+        if self.retries > SYN_RETRIES:
             self.end("timeout")
             return
         self.emit(SYN, sequence=self.iss)
@@ -320,7 +323,7 @@ class Host:
         self.listeners: dict[int, Listener] = {}
         self.connections: dict[Tuple4, Connection] = {}
         self.over: list[Connection] = []
-        self._next_port = 40_000
+        self._next_port = FIRST_PORT
 
     def listen(self, port: int, **options: object) -> Listener:
         listener = self.listeners[port] = Listener(**options)  # type: ignore[arg-type]
@@ -338,8 +341,7 @@ class Host:
     ) -> Connection:
         """Open a connection; ``data`` is written before it is open, so that the first ACK carries it."""
         if port is None:
-            port = self._next_port
-            self._next_port += 1
+            port = self._free_port(own, other, other_port)
         key = (own, port, other, other_port)
         assert key not in self.connections or self.connections[key].stage is Stage.TIME_WAIT
         connection = Connection(self, key, Stage.SYN_SENT, self.initial_number())
@@ -348,6 +350,13 @@ class Host:
         self.connections[key] = connection
         connection.syn_timer()
         return connection
+
+    def _free_port(self, own: bytes, other: bytes, other_port: int) -> int:
+        while True:
+            port = self._next_port
+            self._next_port = port + 1 if port < LAST_PORT else FIRST_PORT
+            if (own, port, other, other_port) not in self.connections:
+                return port
 
     def output(self, segment: Segment) -> None:
         self._send(segment.build())

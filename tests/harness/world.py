@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import heapq
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
@@ -263,8 +263,8 @@ class World:
         self.by_address: dict[bytes, Pod] = {}
         self.mono_ns = START_NS
         self.wall_offset = assertions.NOW - START_NS / SECOND
-        self.captured: list[bytes] = []
-        """Every packet that was on the wire, as it was sent: what an attacker on the path has seen."""
+        self.captured: deque[bytes] = deque(maxlen=10_000)
+        """The last packets on the wire, as they were sent: what an attacker on the path has seen."""
         self.on_wire: Callable[[bytes], Iterable[bytes]] = lambda data: (data,)
         """What the path does to each packet; tests put the attacker and planned losses here."""
         self.transcript: list[str] = []
