@@ -129,9 +129,9 @@ class _Builder:
             case yaml.DocumentStartEvent():
                 self.anchors = {}
             case yaml.MappingStartEvent():
-                self._open({}, line, event.anchor)
+                self._open({}, line, event)
             case yaml.SequenceStartEvent():
-                self._open([], line, event.anchor)
+                self._open([], line, event)
             case yaml.MappingEndEvent() | yaml.SequenceEndEvent():
                 return self._close()
             case yaml.ScalarEvent():
@@ -149,15 +149,17 @@ class _Builder:
         if self.count > MAX_VALUES:
             raise DocumentError(line, f"the file holds more than {MAX_VALUES:,} values, aliases counted in full")
 
-    def _open(self, value: Any, line: int, anchor: str | None) -> None:
+    def _open(self, value: Any, line: int, event: Any) -> None:
+        if event.tag not in (None, "!", _TAG + "map", _TAG + "seq"):
+            raise DocumentError(line, f"tag {event.tag} is not supported")
         if len(self.stack) >= MAX_DEPTH:
             raise DocumentError(line, f"values are nested more than {MAX_DEPTH} deep")
         if self.stack and isinstance(self.stack[-1].value, dict) and self.stack[-1].key is None:
             raise DocumentError(line, "a key must be plain text")
         self._add(line, 1)
-        if anchor is not None:
-            self.anchors[anchor] = None
-        self.stack.append(_Frame(value, Lines(line), anchor))
+        if event.anchor is not None:
+            self.anchors[event.anchor] = None
+        self.stack.append(_Frame(value, Lines(line), event.anchor))
 
     def _close(self) -> tuple[Any, Lines] | None:
         frame = self.stack.pop()
