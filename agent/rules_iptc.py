@@ -21,6 +21,7 @@ from typing import Any, Final
 from agent import netns, ruleset
 from agent.marks import FIRST_EPOCH, Marks, newer_epoch
 from agent.rules import families
+from agent.rules_restore import RestoreBackend, Variant
 from agent.ruleset import Family, PodRules, Words
 from trireme_py.errors import KernelError
 
@@ -43,14 +44,17 @@ class IptcBackend:
         return "python-iptables"
 
     def apply(self, namespace: Path, rules: PodRules) -> bool:
-        return bool(_in_worker("apply", namespace, rules))
+        changed = bool(_in_worker("apply", namespace, rules))
+        return RestoreBackend(Variant.NFT).remove_if_there(namespace) or changed
 
     def set_epoch(self, namespace: Path, rules: PodRules) -> None:
         _in_worker("set_epoch", namespace, rules)
 
     def read_state(self, namespace: Path, marks: Marks) -> int | None:
         epoch = _in_worker("read_state", namespace, PodRules(marks, FIRST_EPOCH))
-        return None if epoch is None else int(epoch)
+        if epoch is None and RestoreBackend(Variant.NFT).installed():
+            return RestoreBackend(Variant.NFT).read_state(namespace, marks)
+        return epoch
 
     def remove(self, namespace: Path) -> None:
         _in_worker("remove", namespace, PodRules(Marks(), FIRST_EPOCH))
@@ -101,10 +105,11 @@ def _apply(rules: PodRules) -> int:
     changed = False
     for family in families():
         tables = {name: _table(family, name) for name in _TABLES}
-        if ruleset.in_place({name: _read(table) for name, table in tables.items()}, rules, family):
+        wanted = ruleset.wanted(rules, family)
+        if ruleset.in_place({name: _read(table) for name, table in tables.items()}, wanted):
             continue
         changed = True
-        for name, chains in ruleset.wanted(rules, family).items():
+        for name, chains in wanted.items():
             with _transaction(tables[name]) as table:
                 _delete_ours(table, keep=frozenset(chains))
                 for chain in chains:

@@ -29,6 +29,8 @@ Words = tuple[str, ...]
 """One rule without its chain, word by word, exactly as ``iptables -S`` prints it."""
 Tables = Mapping[str, Mapping[str, Sequence[Words]]]
 """Table name to chain name to rules in order."""
+Chains = dict[str, dict[str, tuple[Words, ...]]]
+"""The same, of our own chains alone."""
 
 DEFAULT_QUEUE: Final = 7
 EPOCH_CHAIN: Final = "TRM-EPOCH"
@@ -66,7 +68,7 @@ class PodRules:
     """Whether packets pass unjudged while nobody listens on the queue: the fail-open choice."""
 
 
-def wanted(rules: PodRules, family: Family) -> dict[str, dict[str, tuple[Words, ...]]]:
+def wanted(rules: PodRules, family: Family) -> Chains:
     """Return our own chains, by table, with their rules."""
     marks = rules.marks
     mask = f"{marks.mask:#x}"
@@ -147,14 +149,21 @@ def is_ours(rule: Words) -> bool:
     return len(rule) >= 2 and rule[-2] in ("-j", "-g") and rule[-1].startswith(PREFIX)
 
 
-def in_place(present: Tables, rules: PodRules, family: Family) -> bool:
-    """Tell whether exactly our rules are there, each jump once and at the head of its chain."""
-    for table, chains in wanted(rules, family).items():
-        there = present.get(table, {})
-        if {chain: tuple(there[chain]) for chain in there if chain.startswith(PREFIX)} != chains:
-            return False
-        for chain, jump in JUMPS[table].items():
-            held = there.get(chain, ())
+def own_chains(present: Tables) -> Chains:
+    """Return the chains of ours among those read back."""
+    return {
+        table: {chain: tuple(rules) for chain, rules in present.get(table, {}).items() if chain.startswith(PREFIX)}
+        for table in JUMPS
+    }
+
+
+def in_place(present: Tables, expected: Chains) -> bool:
+    """Tell whether exactly the chains ``expected`` are there, each jump once and at the head of its chain."""
+    if own_chains(present) != expected:
+        return False
+    for table, jumps in JUMPS.items():
+        for chain, jump in jumps.items():
+            held = present.get(table, {}).get(chain, ())
             if list(held[:1]) != [jump] or sum(map(is_ours, held)) != 1:
                 return False
     return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -202,6 +203,39 @@ def test_chains_of_another_version_go(namespace: Path, backend: RuleBackend, var
         run(namespace, f"{family.value}-{variant} -t mangle -A POSTROUTING -p tcp -j TRM-OLD")
     backend.apply(namespace, RULES)
     assert "TRM-OLD" not in saved(namespace, variant)
+
+
+@pytest.mark.parametrize("before", BACKENDS)
+@pytest.mark.parametrize("after", BACKENDS)
+def test_another_back_end_goes_on_where_the_last_one_was(namespace: Path, before: str, after: str) -> None:
+    """Rules in both kernel interfaces would ask about every packet twice."""
+    BACKENDS[before][0].apply(namespace, RULES)
+    backend, variant = BACKENDS[after]
+    assert backend.read_state(namespace, RULES.marks) == RULES.epoch
+    assert backend.apply(namespace, RULES) == (variant != BACKENDS[before][1])
+    assert backend.apply(namespace, RULES) is False
+    other = "nft" if variant == "legacy" else "legacy"
+    assert "TRM-" in saved(namespace, variant)
+    assert "TRM-" not in saved(namespace, other)
+
+
+def test_an_iptables_that_prints_otherwise_is_no_reason_to_write_again(
+    namespace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Versions differ in how they print a rule; what was printed after writing is what is expected from then on."""
+    for family in Family:
+        program = f"{family.value}-nft-save"
+        script = f"#!/bin/sh\n{shutil.which(program)} \"$@\" | sed 's/SYN SYN/0x02 0x02/'\n"
+        (tmp_path / program).write_text(script)
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    backend = RestoreBackend(Variant.NFT)
+    assert backend.apply(namespace, RULES) is True
+    assert "--tcp-flags 0x02 0x02 -j" in saved(namespace, "nft")
+    assert backend.apply(namespace, RULES) is False
+    run(namespace, "iptables-nft -t mangle -D TRM-IN 1")
+    assert backend.apply(namespace, RULES) is True
+    assert backend.apply(namespace, RULES) is False
 
 
 READ_BACK = """
