@@ -43,6 +43,9 @@ class Outcome:
     port: int | None
     egress: Decision
     ingress: Decision
+    source_address: Address = b""
+    """The one each side was judged by; empty if there is none."""
+    destination_address: Address = b""
 
     @property
     def allowed(self) -> bool:
@@ -121,7 +124,7 @@ class Evaluator:
         here, there = _same_family(source.addresses, destination.addresses)
         egress = self._decide(Direction.EGRESS, source, destination, there, protocol, port)
         ingress = self._decide(Direction.INGRESS, destination, source, here, protocol, port)
-        return Outcome(source, destination, protocol, port, egress, ingress)
+        return Outcome(source, destination, protocol, port, egress, ingress, here, there)
 
     def _decide(
         self, direction: Direction, local: Endpoint, peer: Endpoint, address: Address, protocol: int, port: int | None

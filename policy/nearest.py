@@ -57,7 +57,8 @@ def _distance(
     texts: list[str] = []
     missing = 0
     if not peer_matches:
-        count, text = _peer_distance(direction, bound, identity)
+        side = "from" if direction is Direction.INGRESS else "to"
+        count, text = describe_peer(side, bound.pods, rule, identity)
         missing += count
         texts.append(text)
     if not rule.ports.match(protocol, port, named):
@@ -66,20 +67,22 @@ def _distance(
     return missing, f"{where} {' and '.join(texts)}"
 
 
-def _peer_distance(direction: Direction, bound: BoundRule, identity: Identity | None) -> tuple[int, str]:
-    side = "from" if direction is Direction.INGRESS else "to"
+def describe_peer(
+    side: str, pods: Sequence[tuple[PodPeer, NamespaceSet | None]], rule: CompiledRule, identity: Identity | None
+) -> tuple[int, str]:
+    """Return how many conditions the nearest peer of a rule lacks, and which; none lacking means that it matches."""
     best: tuple[int, str] | None = None
     if identity is not None:
-        for peer, namespaces in bound.pods:
+        for peer, namespaces in pods:
             count, text = _pod_distance(peer, namespaces, identity)
             if best is None or count < best[0]:
                 best = count, f"{side}[{peer.index}] {text}"
     if best is not None:
         return best
-    if bound.pods:
-        peer, namespaces = bound.pods[0]
+    if pods:
+        peer, namespaces = pods[0]
         return 2, f"{side}[{peer.index}] needs {_wanted(peer, namespaces)}, the peer brought no identity"
-    return 2, f"needs an address in {_blocks(bound.rule)}"
+    return 2, f"needs an address in {_blocks(rule)}"
 
 
 def _pod_distance(peer: PodPeer, namespaces: NamespaceSet | None, identity: Identity) -> tuple[int, str]:
@@ -92,6 +95,8 @@ def _pod_distance(peer: PodPeer, namespaces: NamespaceSet | None, identity: Iden
     elif namespaces is not None and not namespaces.matches(identity.namespace):
         count += 1
         texts.append(f"needs a namespace with {peer.namespaces}")
+    if not count:
+        return 0, _wanted(peer, namespaces)
     return count, f"{' and '.join(texts)}, the peer is {identity.name}{_shown(lacking, identity)}"
 
 

@@ -58,7 +58,7 @@ def namespace_selector(rng: Random) -> Doc:
     return selector(rng)
 
 
-def annotations(rng: Random, chance: float) -> Doc:
+def mode(rng: Random, chance: float) -> Doc:
     return (
         {"annotations": {"trireme.io/mode": rng.choice(("audit", "audit", "enforce"))}} if rng.random() < chance else {}
     )
@@ -68,7 +68,7 @@ def namespace(rng: Random, name: str) -> Doc:
     return {
         "apiVersion": "v1",
         "kind": "Namespace",
-        "metadata": {"name": name, "labels": labels(rng), **annotations(rng, 0.05)},
+        "metadata": {"name": name, "labels": labels(rng), **mode(rng, 0.05)},
     }
 
 
@@ -124,7 +124,7 @@ def network_policy(rng: Random, namespace_name: str, name: str) -> Doc:
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": {"namespace": namespace_name, "name": name, **annotations(rng, 0.1)},
+        "metadata": {"namespace": namespace_name, "name": name, **mode(rng, 0.1)},
         "spec": spec,
     }
 
@@ -191,7 +191,7 @@ def cluster_policy(rng: Random, name: str) -> Doc:
     return {
         "apiVersion": "policy.networking.k8s.io/v1alpha2",
         "kind": "ClusterNetworkPolicy",
-        "metadata": {"name": name, **annotations(rng, 0.1)},
+        "metadata": {"name": name, **mode(rng, 0.1)},
         "spec": spec,
     }
 

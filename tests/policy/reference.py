@@ -160,7 +160,8 @@ def port_matches(item: Doc, destination: Doc | None, protocol: str, port: int | 
         return True
     if isinstance(wanted, str):
         return (wanted, protocol, port) in named_ports(destination)
-    return port is not None and wanted <= port <= item.get("endPort", wanted)
+    last: int = item.get("endPort", wanted)
+    return port is not None and wanted <= port <= last
 
 
 def named_ports(pod: Doc | None) -> list[tuple[str, str, int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from policy.addresses import parse_address
 from policy.evaluate import OFFLINE
 from policy.objects import MODE_ANNOTATION
@@ -10,7 +12,7 @@ from tests.policy.world import World, cluster_policy, obj, pod, policy
 from trireme_py.model import Direction, Reason
 
 A, B = pod("n/a", "10.0.0.1", app="a"), pod("n/b", "10.0.0.2", app="b")
-AUDIT = {"annotations": {MODE_ANNOTATION: "audit"}}
+AUDIT: dict[str, Any] = {"annotations": {MODE_ANNOTATION: "audit"}}
 DENY_ALL = "{tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: [{action: Deny, from: [{namespaces: {}}]}]}"
 
 
