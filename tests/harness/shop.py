@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from tests.harness.segments import Segment, read
-from tests.harness.standin_policy import only_from, only_to
-from tests.harness.tcp import Connection, Listener
+from tests.harness.standin_policy import OPEN, only_from, only_to
+from tests.harness.tcp import Connection
 from tests.harness.world import Pod, World, kind_of
-from trireme_py.model import PolicyView
+from trireme_py.model import DropReason, PolicyView
 
 CLIENT, SERVER, MALLORY = "shop/client", "shop/server", "shop/mallory"
 
@@ -27,6 +28,7 @@ class Shop:
         server_agent: bool = True,
     ) -> None:
         self.world = World(seed, mode=mode)
+        self.world.audit = True
         self.client = self.world.pod(
             CLIENT, "10.1.0.2", "fd00:1::2", policy=client_policy or only_to(SERVER), agent=client_agent
         )
@@ -34,18 +36,29 @@ class Shop:
             SERVER, "10.1.0.3", "fd00:1::3", policy=server_policy or only_from(CLIENT), agent=server_agent
         )
         self.listener = self.server.listen(80, on_data=echo)
-        self.received: list[bytes] = []
 
-    def mallory(self, policy: PolicyView | None = None) -> Pod:
-        """The third pod: genuine, with an agent and an identity, but nobody's friend."""
-        return self.world.pod(MALLORY, "10.1.0.66", "fd00:1::66", **({"policy": policy} if policy else {}))
+    def mallory(self, policy: PolicyView = OPEN, *, agent: bool = True) -> Pod:
+        """The third pod: genuine, but nobody's friend. Without an agent she speaks raw packets, and her kernel is mute."""
+        pod = self.world.pod(MALLORY, "10.1.0.66", "fd00:1::66", policy=policy, agent=agent)
+        if not agent:
+            pod.deliver = lambda data: None  # type: ignore[method-assign]
+        return pod
 
     def connect(self, data: bytes = b"one beer", *, family: int = 4, close: bool = False) -> Connection:
         return self.client.connect(self.server, data=data, family=family, close=close)
 
+    @contextmanager
+    def counts(
+        self, client: dict[DropReason, int] | None = None, server: dict[DropReason, int] | None = None
+    ) -> Iterator[None]:
+        """Hold what happens inside to exactly these drops at the two agents."""
+        before = (self.client.drops, self.server.drops)
+        yield
+        assert (self.client.drops - before[0], self.server.drops - before[1]) == (client or {}, server or {})
+
     def accepted(self) -> list[Connection]:
         """The server's connections whose handshake its kernel has completed."""
-        return [one for one in (*self.server.host.connections.values(), *self.server.host.over) if one.outcome]
+        return [one for one in (*self.server.host.connections.values(), *self.server.host.over) if one.opened]
 
     def delivered(self) -> bytes:
         """Every octet that reached the server's application."""

@@ -76,6 +76,8 @@ class Connection:
     timer: int = 0
     """Generation of the running timer; another one supersedes it."""
     outcome: str = ""
+    opened: bool = False
+    """Whether the handshake was ever completed."""
     """connected, refused, reset or timeout."""
     on_data: Callable[[Connection], None] = lambda _: None
     mss: int = 1000
@@ -227,6 +229,7 @@ class Connection:
     def _established(self) -> None:
         self.stage = Stage.ESTABLISHED
         self.outcome = "connected"
+        self.opened = True
         self.retries = 0
         self.timer += 1
 

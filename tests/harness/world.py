@@ -6,7 +6,6 @@ kernel (docs/datapath.md). Nothing here reads a clock, draws randomness but from
 
 from __future__ import annotations
 
-import copy
 import heapq
 import random
 from collections import Counter, deque
@@ -24,7 +23,7 @@ from tests.harness.tcp import SECOND, Connection, Host, Listener
 from trireme_py.assertion import identity_id
 from trireme_py.auth import Authenticator
 from trireme_py.datapath import Caught, Datapath
-from trireme_py.endpoint import DatapathSettings, Endpoint
+from trireme_py.endpoint import EXPLAINED, DatapathSettings, Endpoint
 from trireme_py.errors import BadPacket
 from trireme_py.flows import Tuple5
 from trireme_py.identities import Identities, LocalIdentity
@@ -49,6 +48,15 @@ LATENCY: Final = SECOND // 100
 POD_RANGES: Final = ("10.1.0.0/16", "fd00:1::/64")
 SCOPE: Final = (*POD_RANGES, "10.96.0.0/12", "fd00:96::/64", "192.0.2.0/24")
 TCP, UDP = 6, 17
+TOUCHED: Final = {
+    DropReason.POLICY: {"denials"},
+    DropReason.UNPROVEN: {"servers", "answered"},
+    DropReason.REPEATED: {"clients"},
+    DropReason.PAYLOAD_ACKNOWLEDGED: {"clients", "minds_payload"},
+    DropReason.UNEXPLAINED_TRANSLATION: {"clients", "denials", "unanswered"},
+    **{reason: {"denials"} for reason in EXPLAINED - {DropReason.UNEXPLAINED_TRANSLATION}},
+}
+"""The tables a drop may touch: what was reported, how often was repeated, who takes our token for data."""
 
 
 @dataclass(eq=False)
@@ -119,7 +127,7 @@ class Pod:
     def accepted(self) -> set[Tuple5]:
         return {tuple5 for tuple5, epoch in self.marks.accepted.items() if epoch == self.marks.epoch}
 
-    def tables(self) -> object:
+    def tables(self) -> dict[str, object]:
         """A copy of everything the data path remembers of this pod, to be compared."""
         return snapshot(self.endpoint)
 
@@ -146,7 +154,11 @@ class Pod:
             return
         self._tickets += 1
         ticket = self._tickets
+        before = self.tables() if self.world.audit else {}
         [result] = self.datapath.receive(self.world.now, 0, hook, [Caught(ticket, data)])
+        if self.world.audit and result.reason is not None:
+            touched = {name for name, table in self.tables().items() if table != before[name]}
+            assert touched <= TOUCHED.get(result.reason, set()), f"{result.reason} has changed {touched}"
         self._carry_out(hook, ticket, data, result)
 
     def _carry_out(self, hook: Hook, ticket: int, data: bytes, result: Result) -> None:
@@ -232,7 +244,7 @@ class Pod:
         return self.datapath.forget_dead(0, living)
 
 
-def snapshot(endpoint: Endpoint) -> object:
+def snapshot(endpoint: Endpoint) -> dict[str, object]:
     """Copy an endpoint's tables deep enough to be compared: flows field by field, peers and policies by identity."""
 
     def plain(value: object) -> object:
@@ -248,7 +260,7 @@ def snapshot(endpoint: Endpoint) -> object:
         return repr(value) if hasattr(value, "value") else id(value)
 
     names = ("clients", "servers", "answered", "live", "denials", "unanswered", "minds_payload", "holds")
-    return copy.deepcopy({name: plain(getattr(endpoint, name)) for name in names})
+    return {name: plain(getattr(endpoint, name)) for name in names}
 
 
 class World:
@@ -268,6 +280,8 @@ class World:
         self.on_wire: Callable[[bytes], Iterable[bytes]] = lambda data: (data,)
         """What the path does to each packet; tests put the attacker and planned losses here."""
         self.transcript: list[str] = []
+        self.audit = False
+        """Hold every dropped packet to leaving the data path's tables as they were."""
         self._agenda: list[tuple[int, int, Callable[[], None]]] = []
         self._order = 0
         self._wakes: dict[str, int] = {}
@@ -339,7 +353,7 @@ class World:
         policy: PolicyView = OPEN,
         agent: bool = True,
         identity: LocalIdentity | None = None,
-        strict: bool = False,
+        strict: bool = True,
     ) -> Pod:
         """Add a pod on a node of its own."""
         own = tuple(packed(address) for address in addresses)
