@@ -94,7 +94,7 @@ class _SpecDocument(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     credentials: _CredentialsDocument
     pod_ranges: list[str] = []
     identity_scope: list[str] = msgspec.field(default_factory=lambda: list(_PRIVATE))
-    require_translation_evidence: bool = False
+    require_translation_evidence: bool = True
     node_network_namespace: str | None = None
     mark_mask: Annotated[int, msgspec.Meta(ge=1, le=0xFFFFFFFF)] = DEFAULT_MASK
     queue: Annotated[int, msgspec.Meta(ge=0, le=65535)] = DEFAULT_QUEUE

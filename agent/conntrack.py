@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterable
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -15,8 +16,8 @@ from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
 from agent import netns
 from agent.marks import Marks
-from trireme_py.errors import KernelError
-from trireme_py.model import Address
+from trireme_py.errors import BadPacket, KernelError
+from trireme_py.model import Address, DropReason
 
 LOOKUP_TIMEOUT_S: Final = 0.25
 """A lookup takes about a millisecond, and the data path waits for it; the peer's retransmission asks again."""
@@ -60,8 +61,9 @@ class NodeConntrack:
         """Return the address and port that the node translated ``destination`` to for this very connection.
 
         That is who answers in the reply direction; whether the source was masqueraded as well makes no difference.
-        Returns the destination itself for a connection that is known and not translated, and None without evidence: no
-        such connection, or no answer within :data:`LOOKUP_TIMEOUT_S`.
+        Returns the destination itself for a connection that is known and not translated, and None for no such
+        connection. Raises :class:`BadPacket` (NOT_READY) without an answer within :data:`LOOKUP_TIMEOUT_S`: silence is
+        no evidence of anything, and the packet that asked comes again.
         """
         lookup = self._pool.submit(self._get, protocol, source, source_port, destination, destination_port)
         try:
@@ -69,7 +71,7 @@ class NodeConntrack:
         except FutureTimeoutError:
             lookup.cancel()
             self.timeouts += 1
-            return None
+            raise BadPacket(DropReason.NOT_READY, "conntrack does not answer") from None
 
     def _get(
         self, protocol: int, source: Address, source_port: int, destination: Address, destination_port: int
@@ -87,8 +89,10 @@ class NodeConntrack:
         )
         try:
             answers = self._sockets[family].entry("get", tuple_orig=wanted)
-        except NetlinkError:
-            return None
+        except NetlinkError as error:
+            if error.code == errno.ENOENT:
+                return None
+            raise BadPacket(DropReason.NOT_READY, f"conntrack: {error}") from error
         for answer in answers:
             original, reply = answer.get_attr("CTA_TUPLE_ORIG"), answer.get_attr("CTA_TUPLE_REPLY")
             # The kernel finds a connection by either of its directions; only the original one is evidence.

@@ -102,7 +102,7 @@ class PodEnforcement:
         namespace: Path,
         *,
         addresses: tuple[Address, ...],
-        identity: LocalIdentity,
+        identity: LocalIdentity | None,
         policy: PolicyView,
         epoch: int,
     ) -> None:

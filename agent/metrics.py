@@ -32,7 +32,7 @@ QUEUE_ERRORS: Final = ("verdict", "send", "ticket", "forgotten")
 """Verdicts the kernel did not take, packets of our own it did not send, releases of packets that were not held, and
 held packets that nobody released."""
 
-FlowKey = tuple[Direction, str, Reason]
+FlowKey = tuple[Direction, str, Reason | DropReason]
 
 
 class FlowCounts:

@@ -60,7 +60,7 @@ class Enforcement(Protocol):
         namespace: Path,
         *,
         addresses: tuple[Address, ...],
-        identity: LocalIdentity,
+        identity: LocalIdentity | None,
         policy: PolicyView,
         epoch: int,
     ) -> None:
@@ -90,7 +90,7 @@ class _Bound:
     path: Path
     inode: tuple[int, int]
     addresses: tuple[Address, ...]
-    issued: Issued
+    issued: Issued | None
     view: View
     epoch: int
     used: set[int] = field(default_factory=set)
@@ -137,7 +137,7 @@ class Standalone:
     @property
     def assertion_not_after(self) -> float:
         """Earliest end of validity of an identity in use, seconds since the Unix epoch; 0 without pods."""
-        return min((bound.issued.identity.not_after for bound in self._bound.values()), default=0.0)
+        return min((bound.issued.identity.not_after for bound in self._bound.values() if bound.issued), default=0.0)
 
     def start(self) -> None:
         """Take over what an earlier agent left, and bring the folder into force.
@@ -270,7 +270,10 @@ class Standalone:
         inode = _inode(path)
         assert inode is not None, "wanted only with a namespace that is there"
         view = self._engine.snapshot.view(pod.namespace, pod.name)
-        issued = self._issuer.issue(pod)
+        try:
+            issued = self._issuer.issue(pod)
+        except TriremeError:
+            issued = None  # enforced all the same, unidentified; renewing tries again and says why
         used = self._enforcement.epochs_in_use(path)
         epoch = self._first_epoch(name, inode, view, path, used)
         used.add(epoch)
@@ -280,7 +283,13 @@ class Standalone:
         self._record()
         self._endpoints += 1
         self._enforcement.attach(
-            self._endpoints, name, path, addresses=addresses, identity=issued.identity, policy=view, epoch=epoch
+            self._endpoints,
+            name,
+            path,
+            addresses=addresses,
+            identity=issued.identity if issued else None,
+            policy=view,
+            epoch=epoch,
         )
         self._bound[name] = _Bound(self._endpoints, path, inode, addresses, issued, view, epoch, used)
         log.info("pod enforced", extra=fields(pod=name, namespace=path, epoch=epoch))

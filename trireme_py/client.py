@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 from trireme_py import messages, wire
 from trireme_py.endpoint import (
     Endpoint,
@@ -9,13 +11,14 @@ from trireme_py.endpoint import (
     Turn,
     cut,
     drop_held,
+    explain,
     hold,
     is_pod_address,
     judge,
     release_held,
 )
 from trireme_py.errors import BadPacket
-from trireme_py.flows import ClientFlow, Live
+from trireme_py.flows import BoundedTable, ClientFlow, Live
 from trireme_py.handshake import AWAITING_ACK, AWAITING_SYN_ACK, State, Step, advance
 from trireme_py.messages import SynAck
 from trireme_py.model import Address, Decision, Direction, DropReason, Result, Verdict
@@ -55,6 +58,9 @@ class ClientSide:
                 return Result(Verdict.PASS)  # our own bare copy; it must not disturb the mark
         else:
             flow = self._open(turn)
+        # Each repetition is sent as the kernel made it: its timestamp is new, and after some losses it asks for less
+        # (no ECN, no Multipath TCP).
+        syn = _without_data(packet)
         target = (packet.destination, packet.destination_port)
         in_scope = packet.destination in self._shared.settings.identity_scope
         if not in_scope:
@@ -67,18 +73,19 @@ class ClientSide:
             bare = True
         elif endpoint.unanswered.get(target):
             bare = True
-        if packet.body + wire.SYN.size + len(flow.local.assertion) > wire.PATH_MTU:
+        local = flow.local
+        if local is None or packet.body + wire.SYN.size + len(local.assertion) > wire.PATH_MTU:
             bare = True  # extension headers left no room: unidentified beats fragmented
-        if bare:
+        if bare or local is None:
             state = advance(flow.state, Step.SEND_BARE_SYN)
-            rewritten = flow.syn.data
+            rewritten = syn.data
         else:
             state = advance(flow.state, Step.CREATE_SYN)
             if flow.message is None:
                 nonce = self._shared.entropy(wire.NONCE_SIZE)
-                flow.message = messages.encode_syn(flow.local.id, nonce, flow.local.assertion)
-            rewritten = with_tcp(flow.syn, flow.message)
-        flow.state = state
+                flow.message = messages.encode_syn(local.id, nonce, local.assertion)
+            rewritten = with_tcp(syn, flow.message)
+        flow.state, flow.syn = state, syn
         flow.sent += 1
         flow.last_was_bare = bare
         if previous is not None and previous is not flow:
@@ -90,15 +97,7 @@ class ClientSide:
         endpoint, packet, key = turn.pod, turn.packet, turn.tuple5
         if not endpoint.policy.may_open(packet.protocol):
             self._judge_silent(turn)
-        # Data in a SYN would reach the other side before anybody was judged: the pod's kernel sends it again with its
-        # first ACK, as it does with any server that does not speak Fast Open.
-        bare = with_tcp(packet, b"", without_fast_open=True)
-        syn = Packet(
-            bare, packet.body, packet.version, packet.protocol, packet.source, packet.destination, packet.transport,
-            packet.source_port, packet.destination_port, packet.sequence, packet.acknowledgement, packet.flags,
-            packet.body,
-        )  # fmt: skip
-        return ClientFlow(key, packet.sequence, endpoint.identity, syn)
+        return ClientFlow(key, packet.sequence, endpoint.identity, _without_data(packet))
 
     def _remember(self, turn: Turn, flow: ClientFlow) -> None:
         evicted = turn.pod.clients.put(flow.key, flow, turn.now.mono_ns)
@@ -124,10 +123,18 @@ class ClientSide:
             raise BadPacket(DropReason.UNEXPECTED, "SYN-ACK of another SYN")
         if flow.state not in AWAITING_SYN_ACK or flow.last_was_bare:
             raise BadPacket(DropReason.UNEXPECTED, "late SYN-ACK")
-        turn.pod.minds_payload.put((packet.source, packet.source_port), True, turn.now.mono_ns)
-        self._shared.drops[DropReason.PAYLOAD_ACKNOWLEDGED] += 1
-        reset = reset_for(packet, towards_sender=True)
-        return Result(Verdict.DROP, DropReason.PAYLOAD_ACKNOWLEDGED, send=(reset, flow.syn.data))
+        return self._start_over_bare(turn, flow, turn.pod.minds_payload, DropReason.PAYLOAD_ACKNOWLEDGED)
+
+    def _start_over_bare(
+        self, turn: Turn, flow: ClientFlow, table: BoundedTable[tuple[Address, int | None], bool], reason: DropReason
+    ) -> Result:
+        """Take the connection back and open it again without a token, now and for as long as ``table`` remembers."""
+        packet = turn.packet
+        table.put((packet.source, packet.source_port), True, turn.now.mono_ns)
+        flow.message = None
+        self._shared.drops[reason] += 1
+        explain(self._shared, turn, BadPacket(reason, "nothing shows who translates; the connection starts over"))
+        return Result(Verdict.DROP, reason, send=(reset_for(packet, towards_sender=True), flow.syn.data))
 
     def _identified_syn_ack(self, turn: Turn, flow: ClientFlow) -> Result:
         shared, packet = self._shared, turn.packet
@@ -135,16 +142,16 @@ class ClientSide:
         if flow.syn_ack_fixed and payload.startswith(flow.syn_ack_fixed) and packet.sequence == flow.server_isn:
             return self._asked_again(turn, flow)
         answer = messages.decode_syn_ack_untrusted(payload)
-        if flow.message is None:
+        if flow.message is None or flow.local is None:
             raise BadPacket(DropReason.UNEXPECTED)
+        state = advance(flow.state, Step.CONSUME_SYN_ACK)
         syn_fixed = flow.message[: wire.SYN.size]
         peer = shared.identities.resolve_untrusted(turn.now, turn.pod.number, answer.id, answer.assertion)
         key = shared.identities.pair_key(flow.local, peer, local_is_client=True)
         messages.check_mac(messages.syn_ack_mac(key, syn_fixed, answer.fixed[: wire.SYN_ACK_MAC_OFFSET]), answer.mac)
         evident = self._check_addresses(turn.pod, flow, answer)
-        state = advance(flow.state, Step.CONSUME_SYN_ACK)
-        if flow.syn_ack_fixed and packet.sequence != flow.server_isn:
-            raise BadPacket(DropReason.UNEXPECTED, "SYN-ACK of another connection")
+        if not evident and shared.settings.require_translation_evidence:
+            return self._start_over_bare(turn, flow, turn.pod.unanswered, DropReason.UNEXPLAINED_TRANSLATION)
         decision = judge(
             shared, turn, Direction.EGRESS, flow.key, identity=peer.identity, address=answer.server[0],
             port=answer.server[1], isn=flow.isn, proven=True,
@@ -156,8 +163,6 @@ class ClientSide:
         flow.server_isn, flow.syn_ack_fixed, flow.policy = packet.sequence, answer.fixed, turn.pod.policy
         flow.proof = messages.encode_ack(syn_fixed, answer.fixed, key)
         self._remember(turn, flow)
-        if state is State.ACK_CREATED:
-            return self._prove_again(flow)
         return Result(Verdict.PASS, packet=with_tcp(packet, b""))
 
     def _bare_syn_ack(self, turn: Turn, flow: ClientFlow) -> Result:
@@ -310,14 +315,40 @@ class ClientSide:
         """
         protocol, own, own_port, dialled, dialled_port = flow.key
         if answer.client[0] != own and is_pod_address(self._shared, answer.client[0]):
-            raise BadPacket(DropReason.RELAYED, "the server saw another pod's address")
+            saw = ip_address(answer.client[0])
+            raise BadPacket(
+                DropReason.RELAYED, f"the server was reached from {saw}, which is not this pod's; if {saw} is a router "
+                "that masquerades, take it out of podRanges"
+            )  # fmt: skip
         if answer.server == (dialled, dialled_port):
             return True
         # Asked for each connection: two pods behind one Service must not be taken for each other.
         shown = self._shared.translate(endpoint.number, protocol, own, own_port or 0, dialled, dialled_port or 0)
         if shown == answer.server:
             return True
-        strict = self._shared.settings.require_translation_evidence
-        if shown is not None or strict or is_pod_address(self._shared, dialled):
-            raise BadPacket(DropReason.RELAYED, "the server is not the one that was dialled")
+        # A connection that this node shows as it was dialled may still be translated further on, as by a load balancer.
+        translated = shown is not None and shown != (dialled, dialled_port)
+        if translated or is_pod_address(self._shared, dialled):
+            raise BadPacket(DropReason.RELAYED, self._relay_text(answer, dialled, dialled_port or 0))
         return False
+
+    @staticmethod
+    def _relay_text(answer: SynAck, dialled: Address, port: int) -> str:
+        server, server_port = answer.server
+        return (
+            f"{ip_address(server)} port {server_port} answered for {ip_address(dialled)} port {port}, and the node's "
+            "conntrack does not show that translation; if another box translates, keep its addresses out of podRanges"
+        )
+
+
+def _without_data(syn: Packet) -> Packet:
+    """Return a SYN without data of its own, and without Fast Open.
+
+    Its data would reach the other side before anybody was judged: the pod's kernel sends it again with its first ACK,
+    as it does with any server that does not speak Fast Open.
+    """
+    bare = with_tcp(syn, b"", without_fast_open=True)
+    return Packet(
+        bare, syn.body, syn.version, syn.protocol, syn.source, syn.destination, syn.transport,
+        syn.source_port, syn.destination_port, syn.sequence, syn.acknowledgement, syn.flags, syn.body,
+    )  # fmt: skip

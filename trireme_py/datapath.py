@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from trireme_py.client import ClientSide
-from trireme_py.endpoint import DatapathSettings, Endpoint, Shared, Translate, Turn, drop_held, tuple_of
+from trireme_py.endpoint import DatapathSettings, Endpoint, Shared, Translate, Turn, drop_held, explain, tuple_of
 from trireme_py.errors import BadPacket, InvalidToken
 from trireme_py.established import Established
 from trireme_py.flows import Tuple5
@@ -76,9 +76,17 @@ class Datapath:
     # -- pods ---------------------------------------------------------------------------------------------------------
 
     def add_endpoint(
-        self, endpoint: int, pod: str, addresses: tuple[Address, ...], identity: LocalIdentity, policy: PolicyView
+        self,
+        endpoint: int,
+        pod: str,
+        addresses: tuple[Address, ...],
+        identity: LocalIdentity | None,
+        policy: PolicyView,
     ) -> None:
-        """Take on a local pod. ``endpoint`` is the shell's own number for its queue."""
+        """Take on a local pod. ``endpoint`` is the shell's own number for its queue.
+
+        A pod without an identity shows none and asks for none: policy judges it, and its peers, by address.
+        """
         self._endpoints[endpoint] = Endpoint(endpoint, pod, frozenset(addresses), identity, policy)
         self._shared.pod_addresses.update(addresses)
 
@@ -145,6 +153,7 @@ class Datapath:
                 return self._application_packet(turn)
             return self._network_packet(turn)
         except (BadPacket, InvalidToken) as bad:
+            explain(self._shared, turn, bad)
             return self._drop(bad.reason)
         except Exception as failure:  # the one catch-all: no packet may end the process
             verdict = self._on_failure(failure)

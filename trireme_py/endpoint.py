@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from trireme_py.errors import BadPacket
+from trireme_py.errors import BadPacket, InvalidToken
 from trireme_py.flows import BoundedTable, ClientFlow, Held, Live, ServerFlow, Tuple5
 from trireme_py.identities import Identities, LocalIdentity
 from trireme_py.model import (
@@ -25,7 +25,7 @@ from trireme_py.model import (
     Verdict,
 )
 from trireme_py.networks import NetworkSet
-from trireme_py.packet import Packet, reset_for
+from trireme_py.packet import ACK, SEQUENCE_SPACE, SYN, Packet, reset_for
 
 _SECOND: Final = 1_000_000_000
 
@@ -51,7 +51,7 @@ MAX_HELD_OCTETS: Final = 128 * 1024
 
 Translate = Callable[[int, int, Address, int, Address, int], "tuple[Address, int] | None"]
 """(endpoint, protocol, source, port, destination, port) -> the address and port that the node's conntrack shows the
-destination translated to, or None when it has no such connection."""
+destination translated to, or None when it has no such connection. Raises BadPacket(NOT_READY) when it cannot tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,8 @@ class DatapathSettings:
     """Addresses that belong to pods; what lies outside may be a load balancer or a masquerading router."""
     node_addresses: frozenset[Address] = frozenset()
     """The node's own addresses, which masquerading puts in place of a pod's; a pod range may hold some of them."""
-    require_translation_evidence: bool = False
-    """Refuse a server behind a translated address when the node's conntrack does not show the translation."""
+    require_translation_evidence: bool = True
+    """Do not identify a server behind a translated address unless the node's conntrack shows the translation."""
 
 
 @dataclass(slots=True, eq=False)
@@ -75,7 +75,7 @@ class Endpoint:
     number: int
     pod: str
     addresses: frozenset[Address]
-    identity: LocalIdentity
+    identity: LocalIdentity | None
     policy: PolicyView
     clients: BoundedTable[Tuple5, ClientFlow] = field(default_factory=lambda: BoundedTable(MAX_HALF_OPEN, HALF_OPEN_NS))
     servers: BoundedTable[tuple[Address, int, int], ServerFlow] = field(
@@ -158,25 +158,70 @@ def judge(
 
     ``address`` and ``port`` are what policy judges: the peer's address, and the destination's own port.
     """
-    now, endpoint = turn.now, turn.pod
-    protocol, own, own_port, other, other_port = tuple5
-    decision = endpoint.policy.decide(direction, identity, address, protocol, port)
-    if decision.allowed:
-        announce = announce_allow
-    else:
-        announce = endpoint.denials.get((tuple5, isn)) is not endpoint.policy
-        endpoint.denials.put((tuple5, isn), endpoint.policy, now.mono_ns)
-    if announce:
-        ends = (own, own_port, other, other_port)
-        actual = None
-        if direction is Direction.INGRESS:
-            ends = (other, other_port, own, own_port)
-        elif port is not None and (address, port) != (other, other_port):
-            actual = (address, port)
-        shared.events.append(
-            FlowEvent(now.wall_s, endpoint.pod, direction, decision, protocol, *ends, identity, proven, actual)
-        )
+    endpoint = turn.pod
+    decision = endpoint.policy.decide(direction, identity, address, tuple5[0], port)
+    if announce_allow if decision.allowed else _is_news(turn, tuple5, isn):
+        _announce(shared, turn, direction, tuple5, decision, identity, proven, (address, port))
     return decision
+
+
+EXPLAINED: Final = frozenset(
+    {
+        DropReason.MALFORMED_MESSAGE,
+        DropReason.VERSION,
+        DropReason.MALFORMED_ASSERTION,
+        DropReason.BAD_SIGNATURE,
+        DropReason.TRUST_DOMAIN,
+        DropReason.EXPIRED,
+        DropReason.NOT_YET_VALID,
+        DropReason.UNKNOWN_SIGNER,
+        DropReason.BAD_MAC,
+        DropReason.RELAYED,
+        DropReason.UNEXPLAINED_TRANSLATION,
+    }
+)
+"""Failures of the exchange that people must be able to see for each connection; of all others the count is enough."""
+
+
+def explain(shared: Shared, turn: Turn, failure: BadPacket | InvalidToken) -> None:
+    """Report an exchange that failed, once for all repetitions of one SYN."""
+    packet = turn.packet
+    if failure.reason not in EXPLAINED:
+        return
+    answer = packet.flags & (SYN | ACK) == SYN | ACK
+    isn = packet.acknowledgement - 1 if answer else packet.sequence
+    if _is_news(turn, turn.tuple5, isn % SEQUENCE_SPACE):
+        direction = Direction.EGRESS if answer else Direction.INGRESS
+        decision = Decision(False, failure.reason, nearest=str(failure))
+        _announce(shared, turn, direction, turn.tuple5, decision, None, False, None)
+
+
+def _is_news(turn: Turn, tuple5: Tuple5, isn: int | None) -> bool:
+    endpoint = turn.pod
+    news = endpoint.denials.get((tuple5, isn)) is not endpoint.policy
+    endpoint.denials.put((tuple5, isn), endpoint.policy, turn.now.mono_ns)
+    return news
+
+
+def _announce(
+    shared: Shared,
+    turn: Turn,
+    direction: Direction,
+    tuple5: Tuple5,
+    decision: Decision,
+    identity: Identity | None,
+    proven: bool,
+    judged: tuple[Address, int | None] | None,
+) -> None:
+    protocol, own, own_port, other, other_port = tuple5
+    ends = (own, own_port, other, other_port)
+    actual = None
+    if direction is Direction.INGRESS:
+        ends = (other, other_port, own, own_port)
+    elif judged is not None and judged[1] is not None and judged != (other, other_port):
+        actual = (judged[0], judged[1])
+    event = FlowEvent(turn.now.wall_s, turn.pod.pod, direction, decision, protocol, *ends, identity, proven, actual)
+    shared.events.append(event)
 
 
 def tuple_of(packet: Packet, *, leaving: bool) -> Tuple5:

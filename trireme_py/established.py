@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from trireme_py.endpoint import Endpoint, Shared, Turn, cut, judge, tuple_of
 from trireme_py.errors import BadPacket
 from trireme_py.flows import Live
 from trireme_py.model import Direction, DropReason, Hook, Protocol, Result, Verdict
 from trireme_py.packet import RST, Packet, icmp_error_subject_untrusted
-
-_NEIGHBOUR_DISCOVERY: Final = frozenset({130, 131, 132, 133, 134, 135, 136, 137, 143})
-"""ICMPv6 neighbour and multicast listener discovery (RFC 4861, RFC 3810): without it there is no link."""
 
 
 class Established:
@@ -84,10 +79,9 @@ class Established:
     def _control(self, endpoint: Endpoint, packet: Packet, leaving: bool) -> Result | None:
         if len(packet.data) - packet.transport < 4:
             raise BadPacket(DropReason.MALFORMED_PACKET, "ICMP header cut short")
-        if packet.protocol == Protocol.ICMPV6 and packet.data[packet.transport] in _NEIGHBOUR_DISCOVERY:
-            return Result(Verdict.PASS)
         subject = icmp_error_subject_untrusted(packet)
-        if subject is None:
+        # An error goes to whoever sent the packet it quotes; any other destination would be a way out for data.
+        if subject is None or subject.source != packet.destination:
             return None
         # An error about a connection whose handshake is under way follows it. (One about an accepted connection never
         # comes here: conntrack relates it, and it carries that connection's mark.)

@@ -101,7 +101,7 @@ class ClientFlow:
     key: Tuple5
     isn: int
     """The client's initial sequence number."""
-    local: LocalIdentity
+    local: LocalIdentity | None
     syn: Packet
     """The pod's own SYN, kept to be sent bare where the path has lost its place."""
     state: State = State.CLOSED

@@ -60,12 +60,12 @@ TRANSITIONS: Final[dict[tuple[State, Step], State]] = {
     (State.SYN_CREATED, Step.SEND_BARE_SYN): State.SYN_CREATED,
     (State.BARE_SYN_SENT, Step.SEND_BARE_SYN): State.BARE_SYN_SENT,
     (State.SYN_CREATED, Step.CONSUME_SYN_ACK): State.SYN_ACK_CONSUMED,
-    (State.SYN_ACK_CONSUMED, Step.CONSUME_SYN_ACK): State.SYN_ACK_CONSUMED,
     (State.SYN_CREATED, Step.ADMIT_BARE_SYN_ACK): State.BARE_SYN_ACK_ADMITTED,
     (State.BARE_SYN_SENT, Step.ADMIT_BARE_SYN_ACK): State.BARE_SYN_ACK_ADMITTED,
     (State.BARE_SYN_ACK_ADMITTED, Step.ADMIT_BARE_SYN_ACK): State.BARE_SYN_ACK_ADMITTED,
+    # One SYN-ACK is consumed and proven for, repeatedly if need be, and no other: a second one could be the answer to a
+    # copy of our SYN, and its proof would give somebody on the path a connection in our name.
     (State.SYN_ACK_CONSUMED, Step.CREATE_ACK): State.ACK_CREATED,
-    (State.ACK_CREATED, Step.CONSUME_SYN_ACK): State.ACK_CREATED,  # the server asks again: prove again
     (State.ACK_CREATED, Step.CREATE_ACK): State.ACK_CREATED,
     (State.BARE_SYN_ACK_ADMITTED, Step.SEND_BARE_ACK): State.BARE_ACK_SENT,
     (State.BARE_ACK_SENT, Step.SEND_BARE_ACK): State.BARE_ACK_SENT,

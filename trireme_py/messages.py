@@ -144,10 +144,12 @@ def _check_header_untrusted(payload: bytes, kind: MessageType, fixed: int) -> in
     if len(payload) < fixed:
         raise BadPacket(DropReason.MALFORMED_MESSAGE, "cut short")
     magic, version, received, highest, reserved, length, assertion = wire.HEADER.unpack_from(payload)
-    if magic != wire.MAGIC or received != kind or reserved:
+    if magic != wire.MAGIC or received != kind:
         raise BadPacket(DropReason.MALFORMED_MESSAGE, "header")
     if version != wire.VERSION or highest < version:
         raise BadPacket(DropReason.VERSION, f"version {version}")
+    if reserved:
+        raise BadPacket(DropReason.MALFORMED_MESSAGE, "reserved octet")
     if length != len(payload) or length != fixed + assertion or assertion > wire.MAX_ASSERTION:
         raise BadPacket(DropReason.MALFORMED_MESSAGE, "lengths")
     return int(assertion)

@@ -144,12 +144,55 @@ class Reason(Enum):
     """Allowed although it could not be judged, because the installation chose fail-open."""
 
 
+class DropReason(Enum):
+    """Why a packet was dropped: the exception's field, the metric label, the log field, and what tests assert."""
+
+    # the packet itself
+    MALFORMED_PACKET = "malformed_packet"
+    BAD_CHECKSUM = "bad_checksum"
+    FRAGMENT = "fragment"
+    # our message
+    MALFORMED_MESSAGE = "malformed_message"
+    VERSION = "version"
+    # the assertion
+    MALFORMED_ASSERTION = "malformed_assertion"
+    BAD_SIGNATURE = "bad_signature"
+    TRUST_DOMAIN = "trust_domain"
+    EXPIRED = "expired"
+    NOT_YET_VALID = "not_yet_valid"
+    UNKNOWN_SIGNER = "unknown_signer"
+    RATE_LIMITED = "rate_limited"
+    # the exchange
+    BAD_MAC = "bad_mac"
+    RELAYED = "relayed"
+    NO_STATE = "no_state"
+    UNPROVEN = "unproven"
+    REPEATED = "repeated"
+    """A repeated packet whose first copy was dealt with: normal under loss, never delivered twice."""
+    UNEXPECTED = "unexpected"
+    PAYLOAD_ACKNOWLEDGED = "payload_acknowledged"
+    UNEXPLAINED_TRANSLATION = "unexplained_translation"
+    """A server that may be behind a load balancer or may be a relay: it is asked again, as somebody unidentified."""
+    SIMULTANEOUS_OPEN = "simultaneous_open"
+    # the judgement
+    POLICY = "policy"
+    CUT = "cut"
+    """A packet of a live connection that policy no longer allows."""
+    # ourselves
+    HOLD_LIMIT = "hold_limit"
+    HOLD_TIMEOUT = "hold_timeout"
+    TABLE_FULL = "table_full"
+    INTERNAL_ERROR = "internal_error"
+    NOT_READY = "not_ready"
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The answer of the policy engine for one flow and one direction, with its explanation."""
+    """What became of one flow in one direction, explained: the policy engine's answer, or a failed exchange."""
 
     allowed: bool
-    reason: Reason
+    reason: Reason | DropReason
+    """A DropReason: the exchange itself failed, and policy was not asked."""
     policy: str = ""
     """The object that decided, as ``Kind/namespace/name`` (``NetworkPolicy/shop/allow-web``), or empty."""
     rule: int | None = None
@@ -157,7 +200,7 @@ class Decision:
     peer: int | None = None
     """Zero-based index of the peer within that rule; None for a rule without peers."""
     nearest: str = ""
-    """For a denial: the rule that came closest and what it lacked, as one sentence for people."""
+    """For a denial, in one sentence: the rule that came closest and what it lacked, or how the exchange failed."""
 
 
 class PolicyView(Interface):
@@ -191,46 +234,6 @@ class Verdict(Enum):
     DROP = "drop"
     HOLD = "hold"
     """Keep the packet in the queue; a later result releases it, at the latest at its deadline."""
-
-
-class DropReason(Enum):
-    """Why a packet was dropped: the exception's field, the metric label, the log field, and what tests assert."""
-
-    # the packet itself
-    MALFORMED_PACKET = "malformed_packet"
-    BAD_CHECKSUM = "bad_checksum"
-    FRAGMENT = "fragment"
-    # our message
-    MALFORMED_MESSAGE = "malformed_message"
-    VERSION = "version"
-    # the assertion
-    MALFORMED_ASSERTION = "malformed_assertion"
-    BAD_SIGNATURE = "bad_signature"
-    TRUST_DOMAIN = "trust_domain"
-    EXPIRED = "expired"
-    NOT_YET_VALID = "not_yet_valid"
-    UNKNOWN_SIGNER = "unknown_signer"
-    RATE_LIMITED = "rate_limited"
-    # the exchange
-    BAD_MAC = "bad_mac"
-    RELAYED = "relayed"
-    NO_STATE = "no_state"
-    UNPROVEN = "unproven"
-    REPEATED = "repeated"
-    """A repeated packet whose first copy was dealt with: normal under loss, never delivered twice."""
-    UNEXPECTED = "unexpected"
-    PAYLOAD_ACKNOWLEDGED = "payload_acknowledged"
-    SIMULTANEOUS_OPEN = "simultaneous_open"
-    # the judgement
-    POLICY = "policy"
-    CUT = "cut"
-    """A packet of a live connection that policy no longer allows."""
-    # ourselves
-    HOLD_LIMIT = "hold_limit"
-    HOLD_TIMEOUT = "hold_timeout"
-    TABLE_FULL = "table_full"
-    INTERNAL_ERROR = "internal_error"
-    NOT_READY = "not_ready"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from trireme_py.flows import Live, ServerFlow
 from trireme_py.handshake import State, Step, advance
 from trireme_py.model import Direction, DropReason, Result, Verdict
 from trireme_py.packet import (
+    ACK,
     FIN,
     RST,
     SEQUENCE_SPACE,
@@ -52,24 +53,28 @@ class ServerSide:
             return Result(Verdict.PASS, packet=with_tcp(packet, b"", without_fast_open=True))
         peer = None
         syn_fixed = b""
-        if messages.is_message(packet.payload):
+        # Somebody outside the identity scope would be answered with our pod's own token; he stays unidentified instead.
+        in_scope = endpoint.identity is not None and packet.source in shared.settings.identity_scope
+        if in_scope and messages.is_message(packet.payload):
             message = messages.decode_syn_untrusted(packet.payload)
             peer = shared.identities.resolve_untrusted(turn.now, endpoint.number, message.id, message.assertion)
             syn_fixed = message.fixed
         key = (packet.source, packet.source_port or 0, packet.sequence)
-        flow = endpoint.servers.get(key)
+        flow, previous = endpoint.servers.get(key), None
         if flow is not None and flow.tuple5 == tuple5 and (peer is None or flow.syn_fixed == syn_fixed):
             peer = flow.peer  # a repetition; a bare one of an identified SYN included
-        elif flow is not None and flow.server_isn is not None:
-            raise BadPacket(DropReason.UNEXPECTED, "another token, or another port, on a SYN that was answered")
         else:
-            flow = None
+            if flow is not None and flow.server_isn is not None and flow.tuple5 != tuple5:
+                raise BadPacket(DropReason.UNEXPECTED, "another port than the SYN that was answered")
+            previous, flow = flow, None  # the client's agent began anew; nobody off the path knows this number
         decision = judge(
             shared, turn, Direction.INGRESS, tuple5, identity=peer.identity if peer else None,
             address=packet.source, port=packet.destination_port, isn=packet.sequence,
         )  # fmt: skip
         if not decision.allowed:
             raise BadPacket(DropReason.POLICY)
+        if previous is not None:
+            self.forget(endpoint, previous, DropReason.UNPROVEN)
         if flow is None:
             step = Step.CONSUME_SYN if peer else Step.ADMIT_BARE_SYN
             flow = ServerFlow(key, tuple5, packet, advance(State.CLOSED, step), syn_fixed, peer, endpoint.identity)
@@ -155,7 +160,13 @@ class ServerSide:
         """Anything else arrives on a half-open connection."""
         now, packet = turn.now, turn.packet
         if packet.flags & RST:
-            return Result(Verdict.PASS)  # the pod's kernel checks its number
+            # The pod's kernel forgets a half-open connection on these conditions, and so do we (tcp_check_req()).
+            exact = packet.sequence == (flow.key[2] + 1) % SEQUENCE_SPACE
+            sensible = not packet.flags & ACK or packet.acknowledgement == ((flow.server_isn or 0) + 1) % SEQUENCE_SPACE
+            if exact and sensible and tcp_checksum_is_right(packet):
+                turn.pod.servers.pop(flow.key)
+                self.forget(turn.pod, flow, DropReason.UNPROVEN)
+            return Result(Verdict.PASS)
         if packet.acknowledgement != ((flow.server_isn or 0) + 1) % SEQUENCE_SPACE:
             raise BadPacket(DropReason.UNEXPECTED, "acknowledges something else")
         if flow.peer is None:

@@ -20,11 +20,13 @@ from agent.config import DEFAULT_RUNTIME_DIRECTORY
 from agent.flowlog import FlowRecord, PeerRecord
 from agent.observe import LIVE, RING_EVENTS, subscribe
 from trireme_py.errors import KernelError
+from trireme_py.model import DropReason
 
 _COLOURS: Final = {"allow": "green", "deny": "red", "audit": "yellow"}
 _DURATION: Final = re.compile(r"(\d+)([smh])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
 _INDENT: Final = " " * 14
+_FAILURES: Final = frozenset(reason.value for reason in DropReason if reason is not DropReason.POLICY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,8 @@ def render(record: FlowRecord) -> str:
     elif record.verdict != "allow":
         lines.append(_INDENT + _identity_words(record))
     if record.nearest:
-        lines.append(f"{_INDENT}closest: {record.nearest}")
+        word = "why" if record.reason in _FAILURES else "closest"
+        lines.append(f"{_INDENT}{word}: {record.nearest}")
     return "\n".join(lines)
 
 

@@ -145,7 +145,7 @@ class Node:
         authenticator: Authenticator | None = None,
         backend: RuleBackend | None = None,
         marks: Marks | None = None,
-        require_translation_evidence: bool = False,
+        require_translation_evidence: bool = True,
         pod_ranges: tuple[str, ...] = POD_RANGES,
     ) -> None:
         """``router``: the namespace whose conntrack is this node's; None gives no evidence of translations."""

@@ -91,7 +91,7 @@ def test_no_limit_is_left_out() -> None:
         for node in ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id.isupper():
                 name = node.target.id
-                if not name.startswith("_"):
+                if not name.startswith("_") and isinstance(getattr(module, name), int):
                     assert f"{module.__name__.rpartition('.')[2]}.{name}" in documented
 
 
