@@ -103,7 +103,7 @@ class Play:
         self._require(
             expect.drink(self._approved),
             expect.go_dry(self._other),
-            expect.judged(self._approved, "role=approved, proven, allowed by rule 1 of approved-guests", allowed),
+            expect.judged(self._approved, "role=approved, proven, allowed by ingress[0] of approved-guests", allowed),
             expect.judged(self._other, "role=regular, denied, and told which rule came closest", denied),
         )
         self._show(expect, self._approved[0], allowed)
@@ -120,7 +120,7 @@ class Play:
         allowed = story.as_role("approved", story.allowed_by_rule)
         self._require(
             expect.drink(self._stage.seats),
-            expect.judged(self._other, "role=approved, proven, allowed by rule 1 of approved-guests", allowed),
+            expect.judged(self._other, "role=approved, proven, allowed by ingress[0] of approved-guests", allowed),
         )
         self._show(expect, self._other[0], allowed)
         self._linger(mark, self._stage.seats)

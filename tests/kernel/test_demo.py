@@ -68,9 +68,15 @@ def test_identity_decides_and_the_verdict_says_why() -> None:
 
 
 @pytest.mark.slow  # a minute: both modes over both families, as `make demo` plays it
-def test_the_whole_demo_passes() -> None:
+def test_the_whole_demo_passes_and_is_what_the_readme_shows() -> None:
     output = play()
     assert len(re.findall(r"(?:PSK|PKI) +[1-4] .* ok ", output)) == 8
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
+    transcript = readme.split("```\nBeer of the day", 1)[1].split("```", 1)[0].splitlines()
+    # Beers, times and who came first differ from run to run; everything else does not.
+    lasting = [line for line in transcript if re.match(r"Act |  ok |    \| | +closest: | +by |  \w+ +pod on ", line)]
+    assert len(lasting) > 40
+    assert [line for line in lasting if line not in output.splitlines()] == []
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
