@@ -156,8 +156,11 @@ class Expectations:
         return Expectation(text, lambda: all(len(sources(family)) == 1 for family in wanted))
 
     def example(self, seat: Seat, right: Judge) -> FlowRecord | None:
-        """Return the first verdict that fulfils :meth:`judged`, to be shown."""
-        records = verdicts_about(self._ledger.verdicts(self._since), seat)
+        """Return the latest verdict that fulfils :meth:`judged`, to be shown.
+
+        The first may be about a connection that was open already when the policy changed.
+        """
+        records = reversed(verdicts_about(self._ledger.verdicts(self._since), seat))
         return next((record for record in records if right(record)), None)
 
 
