@@ -90,7 +90,7 @@ def test_garbage_is_dropped_and_counted_and_does_no_harm(mode: str) -> None:
     packets = [data for family in (4, 6) for data in valid_packets(shop, family)]
     places = [(pod, hook) for pod in (shop.client, shop.server) for hook in Hook]
     waiting: dict[Pod, set[int]] = {shop.client: set(), shop.server: set()}
-    dropped, released = 0, 0
+    dropped = 0
     delivered, accepted = shop.delivered(), len(shop.accepted())
     before = (shop.client.drops + shop.server.drops).total()
     blocks = 0
@@ -116,11 +116,11 @@ def test_garbage_is_dropped_and_counted_and_does_no_harm(mode: str) -> None:
         if ticket == len(everything) // 2:
             blocks = sys.getallocatedblocks()
     assert sys.getallocatedblocks() - blocks < 0.1 * blocks
-    for pod in waiting:
+    for pod, tickets in waiting.items():
         assert pod.datapath is not None
         shop.world.mono_ns += 10 * SECOND
         for _, release in pod.datapath.expire(shop.world.now):
-            waiting[pod].remove(release.ticket)
+            tickets.remove(release.ticket)
             dropped += release.verdict is Verdict.DROP
     assert not any(waiting.values())
     drops = shop.client.drops + shop.server.drops
