@@ -22,7 +22,7 @@ demo:
 lint: setup
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy --strict --explicit-package-bases trireme_py policy agent tests
+	$(PYTHON) -m mypy --strict --explicit-package-bases trireme_py policy agent tests bench
 
 # Kernel tests need root; an ordinary user gets it in a namespace of his own, where only the loopback device exists.
 test: lint
