@@ -86,8 +86,9 @@ def _connections(before: Evaluator, after: Evaluator) -> tuple[Change, ...]:
     workloads = group(common)[:MAX_WORKLOADS]
     for target in workloads:
         name = _name(target)
-        asked = [*dict.fromkeys((*flows(before, target.pods[0]), *flows(after, target.pods[0])))]
-        unmentioned = {flows(before, target.pods[0])[-1], flows(after, target.pods[0])[-1]}
+        earlier, later = flows(before, target.pods[0]), flows(after, target.pods[0])
+        asked = dict.fromkeys((*earlier, *later))
+        unmentioned = {earlier[-1], later[-1]} - {*earlier[:-1], *later[:-1]}
         for source in workloads:
             for protocol, port in asked:
                 if source is target:

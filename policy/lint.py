@@ -12,6 +12,7 @@ from enum import Enum
 
 from policy.addresses import parse_address, parse_network
 from policy.compiler import CompiledPolicy, CompiledRule, Order, PodPeer, compile_policy
+from policy.expectations import read_expectations
 from policy.files import Loaded
 from policy.namespaces import NamespaceTable
 from policy.objects import ClusterNetworkPolicy, Namespace, NetworkPolicy, Node, Pod
@@ -48,7 +49,7 @@ def check(loaded: Loaded) -> list[Finding]:
     """Return everything there is to say about ``loaded``, in the order of files and lines."""
     findings = [
         Finding(Severity.ERROR, "invalid", each.file, each.line, "", each.field, each.message, each.hint)
-        for each in loaded.problems
+        for each in (*loaded.problems, *read_expectations(loaded)[1])
     ]
     linter = _Linter(loaded)
     findings.extend(linter.run())
@@ -210,7 +211,7 @@ class _Linter:
             return
         for other in self.compiled:
             same_pods = other.namespace == policy.namespace and other.pods in (policy.pods, type(policy.pods)())
-            if same_pods and any(rule.ports.match(Protocol.UDP, 53, ()) for rule in other.rules[Direction.EGRESS]):
+            if same_pods and any(_may_be_dns(rule) for rule in other.rules[Direction.EGRESS]):
                 return
         yield self._finding(
             Severity.WARNING, "forgets-dns", policy, "spec.egress",
@@ -277,6 +278,12 @@ class _Linter:
                 text = f"has the same tier and priority as {first.key}; the API leaves their order open"
                 hint = "give each its own priority; here they go by name"
                 yield self._finding(Severity.WARNING, "same-priority", policy, "spec.priority", text, hint)
+
+
+def _may_be_dns(rule: CompiledRule) -> bool:
+    """Tell whether a rule could be for a DNS server: UDP 53, and not only to pods of its own namespace."""
+    elsewhere = rule.everyone or bool(rule.blocks) or any(peer.namespace in (None, "kube-system") for peer in rule.pods)
+    return elsewhere and rule.ports.match(Protocol.UDP, 53, ())
 
 
 def _same(one: CompiledRule, two: CompiledRule) -> bool:

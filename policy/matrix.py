@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax.saxutils import escape
 
 from policy.evaluate import Endpoint, Evaluator
 from policy.objects import Pod
@@ -85,7 +85,7 @@ def group(pods: Iterable[Pod]) -> list[Workload]:
 
 def _workload(pods: tuple[Pod, ...]) -> Workload:
     first = pods[0]
-    return Workload(f"{first.namespace}/{first.name}" + (f" ×{len(pods)}" if len(pods) > 1 else ""), pods)
+    return Workload(f"{first.namespace}/{first.name}" + (f" ({len(pods)})" if len(pods) > 1 else ""), pods)
 
 
 def flows(evaluator: Evaluator, destination: Pod) -> list[Flow]:
@@ -110,17 +110,17 @@ def make_matrix(evaluator: Evaluator) -> Matrix:
     """Judge every pair of workloads."""
     workloads = group(evaluator.snapshot.pods.values())
     shown = workloads[:MAX_WORKLOADS]
-    rows = tuple(tuple(_pair(evaluator, source, target) for target in shown) for source in shown)
+    asked = {each.name: flows(evaluator, each.pods[-1]) for each in shown}
+    rows = tuple(tuple(_pair(evaluator, source, target, asked[target.name]) for target in shown) for source in shown)
     return Matrix(tuple(each.name for each in shown), rows, len(workloads) - len(shown))
 
 
-def _pair(evaluator: Evaluator, source: Workload, target: Workload) -> Pair:
+def _pair(evaluator: Evaluator, source: Workload, target: Workload, asked: list[Flow]) -> Pair:
     if source is target and len(source.pods) == 1:
         return Pair(Cell.SELF, (), ())
     here, there = _endpoint(source.pods[0]), _endpoint(target.pods[-1])
     allowed: list[str] = []
     denied: list[str] = []
-    asked = flows(evaluator, target.pods[-1])
     for protocol, port in asked:
         text = "other" if (protocol, port) == asked[-1] else describe_flow(protocol, port)
         outcome = evaluator.judge(here, there, protocol, port)
@@ -174,7 +174,7 @@ def _draw(pair: Pair, source: str, target: str, x: int, y: int) -> str:
     colour = "#ffffff" if pair.cell is Cell.ALL else "#263238"
     return (
         f"<g><title>{escape(chr(10).join(lines))}</title>"
-        f'<rect x="{x}" y="{y}" width="{_SIZE}" height="{_SIZE}" fill={quoteattr(_COLOURS[pair.cell])} stroke="#cfd8dc"/>'
+        f'<rect x="{x}" y="{y}" width="{_SIZE}" height="{_SIZE}" fill="{_COLOURS[pair.cell]}" stroke="#cfd8dc"/>'
         f'<text x="{x + _SIZE // 2}" y="{y + _SIZE // 2 + 4}" text-anchor="middle" fill="{colour}">'
         f"{_MARKS[pair.cell]}</text></g>"
     )

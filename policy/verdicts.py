@@ -60,7 +60,7 @@ def by(outcome: Outcome) -> str:
     if not decision.policy:
         return str(decision.reason.value)
     if decision.rule is None:
-        return f"{decision.policy}: {decision.nearest}"
+        return decision.nearest  # begins with the policy
     return f"{decision.policy} {direction.value}[{decision.rule}]"
 
 

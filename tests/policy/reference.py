@@ -160,7 +160,7 @@ def port_matches(item: Doc, destination: Doc | None, protocol: str, port: int | 
         return True
     if isinstance(wanted, str):
         return (wanted, protocol, port) in named_ports(destination)
-    last: int = item.get("endPort", wanted)
+    last: int = item.get("endPort") or int(wanted)
     return port is not None and wanted <= port <= last
 
 

@@ -1,0 +1,159 @@
+"""``trireme policy``: what each command prints and how it exits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from agent.cli import main
+
+POLICIES = """\
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+spec: {containers: [{name: c, ports: [{containerPort: 80, name: http}]}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: cart, namespace: shop, labels: {app: cart}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db, namespace: shop, labels: {app: db}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: web}}}]
+    ports: [{port: 5432}]
+"""
+TESTS = """\
+---
+tests:
+- {from: shop/web, to: 'shop/db:5432', expect: allow}
+- {from: shop/cart, to: 'shop/db:5432', expect: %s}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "shop.yaml").write_text(POLICIES)
+    return tmp_path
+
+
+def trireme(*args: object, stdin: str = "") -> Result:
+    return CliRunner().invoke(main, ["policy", *map(str, args)], input=stdin)
+
+
+def test_check(folder: Path) -> None:
+    good = trireme("check", folder)
+    assert (good.exit_code, good.output) == (0, "1 policy checked: 0 errors, 0 warnings, 0 notes\n")
+    (folder / "bad.yaml").write_text(POLICIES.split("---")[3].replace("name: db", "name: p").replace("port:", "prt:"))
+    bad = trireme("check", folder)
+    assert bad.exit_code == 1
+    assert f"{folder}/bad.yaml:9: error: spec.ingress[0].ports[0].prt unknown field; did you mean port?" in bad.output
+    found = json.loads(trireme("check", folder, "-o", "json").output)
+    assert [(each["severity"], each["field"]) for each in found] == [("error", "spec.ingress[0].ports[0].prt")]
+
+
+def test_explain(folder: Path) -> None:
+    allowed = trireme("explain", "shop/web", "shop/db:5432", "-f", folder)
+    assert allowed.exit_code == 0
+    assert allowed.output.startswith("ALLOW  TCP 5432  shop/web -> shop/db\n")
+    denied = trireme("explain", "shop/cart", "shop/db:5432", "-f", folder)
+    assert denied.exit_code == 1
+    assert "needs app=web, the peer is shop/cart with app=cart" in denied.output
+    assert "To allow it, add to spec.ingress of shop/db" in denied.output
+    found = json.loads(trireme("explain", "192.0.2.1", "shop/db:5432", "-f", folder, "-o", "json").output)
+    assert [side["decision"]["reason"] for side in found["sides"]] == ["unidentified"]
+
+
+def test_show(folder: Path) -> None:
+    shown = trireme("show", folder)
+    assert shown.exit_code == 0
+    assert "NetworkPolicy/shop/db  NetworkPolicy  enforce  1     1              -" in shown.output
+    assert "shop/db    shop/db  open" in shown.output
+    assert "\x1b" not in shown.output
+    found = json.loads(trireme("show", folder, "-n", "shop", "-o", "json").output)
+    assert found["pods"][2]["ingress"] == ["NetworkPolicy/shop/db"]
+    assert json.loads(trireme("show", folder, "-n", "other", "-o", "json").output) == {"policies": [], "pods": []}
+
+
+def test_test(folder: Path) -> None:
+    assert trireme("test", folder).exit_code == 2
+    (folder / "tests.yaml").write_text(TESTS % "deny")
+    passed = trireme("test", folder)
+    assert (passed.exit_code, passed.output.splitlines()[-1]) == (0, "2 tests, 0 failed")
+    (folder / "tests.yaml").write_text(TESTS % "allow")
+    failed = trireme("test", folder)
+    assert failed.exit_code == 1
+    assert f"FAIL  shop/cart -> shop/db:5432  expected allow, got deny  ({folder}/tests.yaml:4; " in failed.output
+    assert [each["passed"] for each in json.loads(trireme("test", folder, "-o", "json").output)] == [True, False]
+
+
+def test_diff(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("new")
+    (other / "shop.yaml").write_text(POLICIES.replace("app: web}}}]", "app: cart}}}]"))
+    assert (trireme("diff", folder, folder).exit_code, trireme("diff", folder, other).exit_code) == (0, 1)
+    text = trireme("diff", folder, other).output
+    assert "~ NetworkPolicy/shop/db" in text
+    assert "newly ALLOWED  shop/cart -> shop/db  TCP 5432" in text
+    assert "newly DENIED   shop/web -> shop/db  TCP 5432" in text
+    found = json.loads(trireme("diff", folder, other, "-o", "json").output)
+    assert len(found["connections"]) == 2
+
+
+def test_matrix(folder: Path, tmp_path: Path) -> None:
+    made = trireme("matrix", folder, "--svg", tmp_path / "who.svg")
+    assert made.exit_code == 0
+    assert "shop/web -> shop/db: TCP 5432" in made.output
+    assert (tmp_path / "who.svg").read_text().startswith("<svg ")
+    assert trireme("matrix", folder, "--svg", "-").output.startswith("<svg ")
+    assert json.loads(trireme("matrix", folder, "-o", "json").output)["workloads"] == [
+        "shop/cart",
+        "shop/db",
+        "shop/web",
+    ]
+
+
+def test_verdicts() -> None:
+    line = json.dumps({"queries": [{"from": "192.0.2.1", "to": "192.0.2.2", "protocol": "TCP", "port": 80}]})
+    good = trireme("verdicts", stdin=line + "\n")
+    assert good.exit_code == 0
+    assert json.loads(good.output)["verdicts"][0]["verdict"] == "allowed"
+    mixed = trireme("verdicts", stdin=f"{line}\nnonsense\n{line}\n")
+    assert mixed.exit_code == 2
+    assert [next(iter(json.loads(text))) for text in mixed.output.splitlines()] == ["verdicts", "error", "verdicts"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "text"),
+    [
+        (("nonsense",), 3, "No such command"),
+        (("check",), 3, "Missing argument"),
+        (("check", "--nonsense", "."), 3, "No such option"),
+        (("explain", "a/b", "shop/db:5432"), 2, "no pod a/b"),
+        (("explain", "shop/web", "shop/db"), 2, "port"),
+        (("explain", "shop/web", "shop/db:nope"), 2, "no container port named 'nope'"),
+        (("show", "/does/not/exist"), 2, "does not exist"),
+    ],
+)
+def test_mistakes(folder: Path, args: tuple[str, ...], code: int, text: str) -> None:
+    extra = ("-f", str(folder)) if args[0] == "explain" else ()
+    result = trireme(*args, *extra)
+    assert result.exit_code == code
+    assert text in result.output + result.stderr
+
+
+def test_broken_files_end_in_one_message(folder: Path) -> None:
+    (folder / "bad.yaml").write_text("a: [")
+    for args in (("show", folder), ("matrix", folder), ("test", folder), ("diff", folder, folder)):
+        result = trireme(*args)
+        assert result.exit_code == 2
+        assert "run `trireme policy check`" in result.stderr
