@@ -89,7 +89,8 @@ def load(extra: str = "") -> Loaded:
         (CNP % "a" + "{tier: Admin, priority: 1, subject: {namespaces: {}}}\n"
          + CNP % "b" + "{tier: Admin, priority: 1, subject: {namespaces: {}}}", "same-priority", "spec.priority"),
         (ADMIN + "ingress: [{action: Deny, from: [{namespaces: {}}]}, "
-         "{action: Accept, from: [{pods: {podSelector: {matchLabels: {app: web}}}}]}]}", "unreachable", "spec.ingress[1]"),
+         "{action: Accept, from: [{pods: {podSelector: {matchLabels: {app: web}}}}]}]}",
+         "unreachable", "spec.ingress[1]"),
         (ADMIN + "egress: [{action: Accept, to: [{domainNames: "
          "[a.org]}]}]}", "domain-names", "spec.egress[0].to"),
         (ADMIN + "egress: [{action: Deny, to: [{nodes: {}}]}]}",
