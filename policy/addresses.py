@@ -47,8 +47,10 @@ def parse_address(text: str) -> Address:
         return ipaddress.IPv6Address(text).packed
     parts = text.split(".")
     if len(parts) == 4 and all(part.isascii() and part.isdigit() and len(part) <= 8 for part in parts):
-        text = ".".join(str(int(part)) for part in parts)
-    return ipaddress.IPv4Address(text).packed
+        numbers = [int(part) for part in parts]
+        if max(numbers) <= 255:
+            return bytes(numbers)
+    raise ValueError(f"{text!r} is not an IP address")
 
 
 def format_address(address: Address) -> str:
