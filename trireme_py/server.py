@@ -61,8 +61,8 @@ class ServerSide:
             syn_fixed = message.fixed
         key = (packet.source, packet.source_port or 0, packet.sequence)
         flow, previous = endpoint.servers.get(key), None
-        if flow is not None and flow.tuple5 == tuple5 and (peer is None or flow.syn_fixed == syn_fixed):
-            peer = flow.peer  # a repetition; a bare one of an identified SYN included
+        if flow is not None and flow.tuple5 == tuple5 and _repeats(flow, syn_fixed):
+            peer = flow.peer
         else:
             if flow is not None and flow.server_isn is not None and flow.tuple5 != tuple5:
                 raise BadPacket(DropReason.UNEXPECTED, "another port than the SYN that was answered")
@@ -172,6 +172,11 @@ class ServerSide:
         if flow.peer is None:
             self._establish(turn, flow, advance(flow.state, Step.ADMIT_BARE_ACK))
             return Result(turn.accept)
+        empty = not packet.payload_length and not packet.flags & FIN
+        if not empty:
+            if (packet.sequence - flow.key[2] - 1) % SEQUENCE_SPACE > WINDOW:
+                raise BadPacket(DropReason.UNEXPECTED, "outside any initial window")
+            hold(self._shared, turn, flow.held)
         # The proof was lost or overtaken. Ask for it by repeating the SYN-ACK, without waiting for the kernel's timer.
         send: tuple[bytes, ...] = ()
         due = flow.repeats < MAX_REPEATS and now.mono_ns - flow.repeated_ns >= REPEAT_INTERVAL_NS
@@ -179,13 +184,9 @@ class ServerSide:
             flow.repeats += 1
             flow.repeated_ns = now.mono_ns
             send = (flow.syn_ack.data,)
-        if not packet.payload_length and not packet.flags & FIN:
+        if empty:
             self._shared.drops[DropReason.UNPROVEN] += 1
             return Result(Verdict.DROP, DropReason.UNPROVEN, send=send)
-        offset = (packet.sequence - flow.key[2] - 1) % SEQUENCE_SPACE
-        if offset > WINDOW:
-            raise BadPacket(DropReason.UNEXPECTED, "outside any initial window")
-        hold(self._shared, turn, flow.held)
         return Result(Verdict.HOLD, send=send)
 
     def _establish(self, turn: Turn, flow: ServerFlow, state: State) -> None:
@@ -215,3 +216,12 @@ class ServerSide:
         if turn.packet.payload_length:
             raise BadPacket(DropReason.UNPROVEN, "data before the proof")
         return Result(Verdict.PASS)
+
+
+def _repeats(flow: ServerFlow, syn_fixed: bytes) -> bool:
+    """Tell whether a SYN of the same tuple and number, with that message or none, says again what ``flow`` knows.
+
+    A bare one repeats an identified one; and a token that comes late changes nothing once a bare SYN was answered,
+    because the client has taken that answer.
+    """
+    return not syn_fixed or syn_fixed == flow.syn_fixed or (flow.peer is None and flow.server_isn is not None)
