@@ -1,7 +1,8 @@
 """Plain data (from YAML, or from the API) to the objects of ``policy.objects``, with every problem named.
 
-A wrong part of a policy never widens it: a rule that cannot be read allows nothing, a podSelector that cannot be
-read isolates every pod of the namespace, and in each case a :class:`FieldProblem` says what to write instead. An
+A wrong part of a policy never widens it: a rule that cannot be read allows nothing, a spec with a field that is not
+known allows nothing at all, a podSelector that cannot be read isolates every pod of the namespace, and in each case a
+:class:`FieldProblem` says what to write instead. An
 object is refused as a whole (None) only when there is nothing to fail closed for: no name, or a ClusterNetworkPolicy
 whose tier, priority or subject cannot be read.
 """
@@ -123,10 +124,11 @@ def _network_policy(fields: Fields) -> NetworkPolicy | None:
         return None
     spec = fields.section("spec", required=True)
     before = len(fields.problems)
-    spec.known("podSelector", "policyTypes", "ingress", "egress")
     selector = convert(spec, "podSelector", LabelSelector, EVERYTHING)
     check_selector(selector, fields, "spec.podSelector")
-    readable = len(fields.problems) == before
+    selector = selector if len(fields.problems) == before else EVERYTHING
+    spec.known("podSelector", "policyTypes", "ingress", "egress")
+    understood = len(fields.problems) == before
     ingress = _rules(spec, "ingress", IngressRule)
     egress = _rules(spec, "egress", EgressRule)
     return NetworkPolicy(
@@ -134,11 +136,11 @@ def _network_policy(fields: Fields) -> NetworkPolicy | None:
         name=meta.name,
         uid=meta.uid,
         annotations=meta.annotations(),
-        pod_selector=selector if readable else EVERYTHING,
+        pod_selector=selector,
         directions=_directions(spec, bool(egress)),
-        # Rules of a policy whose selector is unknown might open pods that it was never meant for.
-        ingress=ingress if readable else (),
-        egress=egress if readable else (),
+        # Rules of a policy that is not understood might open more, or other pods, than was meant.
+        ingress=ingress if understood else (),
+        egress=egress if understood else (),
     )
 
 

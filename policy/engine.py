@@ -19,7 +19,7 @@ from trireme_py.model import PlainLabels
 _NO_POLICIES: Final[Mapping[str, CompiledPolicy]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
     """The whole policy at one moment. Views are made when they are asked for, and kept."""
 

@@ -169,7 +169,8 @@ def show(paths: tuple[Path, ...], namespace: str, output: str) -> None:
         _json({"policies": policies, "pods": pods})
         return
     rows = [
-        (each["policy"], each["tier"], each["mode"], each["pods"], each["ingress"], each["egress"]) for each in policies
+        (*_bare([each["policy"]]), each["tier"], each["mode"], each["pods"], each["ingress"], each["egress"])
+        for each in policies
     ]
     _table("Policies", ("POLICY", "TIER", "MODE", "PODS", "INGRESS RULES", "EGRESS RULES"), rows)
     _table(
@@ -314,11 +315,14 @@ def _table(title: str, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]])
     """Print aligned columns; on a terminal, rich draws them."""
     texts = [tuple(map(str, row)) for row in rows]
     if sys.stdout.isatty():
-        from rich.console import Console  # noqa: PLC0415 - it takes longer to load than most commands to run
+        from rich import box  # noqa: PLC0415 - it takes longer to load than most commands to run
+        from rich.console import Console  # noqa: PLC0415
         from rich.table import Table  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
 
-        table = Table(*header, title=title, title_justify="left")
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        for name in header:
+            table.add_column(name, overflow="fold")
         for row in texts:
             table.add_row(*map(Text, row))
         Console().print(table)

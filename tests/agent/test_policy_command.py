@@ -77,7 +77,7 @@ def test_explain(folder: Path) -> None:
 def test_show(folder: Path) -> None:
     shown = trireme("show", folder)
     assert shown.exit_code == 0
-    assert "NetworkPolicy/shop/db  NetworkPolicy  enforce  1     1              -" in shown.output
+    assert "shop/db  NetworkPolicy  enforce  1     1              -" in shown.output
     assert "shop/db    shop/db  open" in shown.output
     assert "\x1b" not in shown.output
     found = json.loads(trireme("show", folder, "-n", "shop", "-o", "json").output)

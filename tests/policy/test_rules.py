@@ -53,6 +53,13 @@ def test_11_an_unreadable_pod_selector_isolates_the_whole_namespace() -> None:
     assert world.ask("n/b", "n/a") == "ingress"
 
 
+def test_11_an_unknown_field_takes_the_rules_and_leaves_the_selection() -> None:
+    world = World(A, B, policy("n/p", "{podSelector: {matchLabels: {app: b}}, ingress: [{}], unless: {}}"))
+    assert (world.ask("n/a", "n/b"), world.ask("n/b", "n/a")) == ("ingress", "yes")
+    world = World(A, B, policy("n/p", "{podSelectr: {matchLabels: {app: b}}, ingress: [{}]}"))
+    assert (world.ask("n/a", "n/b"), world.ask("n/b", "n/a")) == ("ingress", "ingress")
+
+
 @pytest.mark.parametrize("cidr", ["10.0.0.1/31", "10.0.0.200/24", "010.000.000.001/32", "10.0.0.1/032"])
 def test_13_blocks_may_be_written_oddly(cidr: str) -> None:
     assert ingress(f'[{{from: [{{ipBlock: {{cidr: "{cidr}"}}}}]}}]').ask("n/a", "n/b") == "yes"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -358,3 +360,19 @@ def test_endpoints_that_cannot_be_asked_about() -> None:
     for text in ("shop/nobody", "web", "10.0.0.300", ""):
         with pytest.raises(UnknownEndpoint):
             evaluator.endpoint(text)
+
+
+def test_every_policy_shown_in_the_documentation_is_sound() -> None:
+    """YAML blocks and files of the repository pass ``trireme policy check`` without errors."""
+    root = Path(__file__).parent.parent.parent
+    texts = {
+        path: path.read_text() for folder in ("manifests", "docs", "agent") for path in (root / folder).rglob("*.yaml")
+    }
+    for page in [*root.glob("*.md"), *root.glob("docs/**/*.md"), *root.glob("policy/*.md")]:
+        for number, block in enumerate(re.findall(r"```ya?ml\n(.*?)```", page.read_text(), re.DOTALL)):
+            texts[page.with_name(f"{page.name}#{number}")] = block
+    assert texts
+    for path, text in texts.items():
+        errors = [each for each in check(load_text(text, str(path))) if each.severity is Severity.ERROR]
+        errors = [each for each in errors if each.field not in ("kind", "apiVersion")]  # fragments
+        assert not errors, "\n".join(map(str, errors))
