@@ -54,7 +54,8 @@ class Shop:
         """Hold what happens inside to exactly these drops at the two agents."""
         before = (self.client.drops, self.server.drops)
         yield
-        assert (self.client.drops - before[0], self.server.drops - before[1]) == (client or {}, server or {})
+        after = (self.client.drops - before[0], self.server.drops - before[1])
+        assert after == (client or {}, server or {}), after
 
     def accepted(self) -> list[Connection]:
         """The server's connections whose handshake its kernel has completed."""
@@ -71,6 +72,7 @@ class Shop:
         self.world.run(30, until=lambda: bytes(connection.received) == data)
         assert bytes(connection.received) == data, (connection.outcome, self.client.drops, self.server.drops)
         assert self.world.ms - began <= 100
+        self.world.run(0.02)  # what is still under way
         return connection
 
 

@@ -50,6 +50,7 @@ SCOPE: Final = (*POD_RANGES, "10.96.0.0/12", "fd00:96::/64", "192.0.2.0/24")
 TCP, UDP = 6, 17
 TOUCHED: Final = {
     DropReason.POLICY: {"denials"},
+    DropReason.CUT: {"denials", "live"},
     DropReason.UNPROVEN: {"servers", "answered"},
     DropReason.REPEATED: {"clients"},
     DropReason.PAYLOAD_ACKNOWLEDGED: {"clients", "minds_payload"},
