@@ -14,7 +14,7 @@ from policy.diff import compare
 from policy.evaluate import Evaluator, UnknownEndpoint
 from policy.expectations import read_expectations, run, split_target
 from policy.explain import explain
-from policy.files import Loaded, load_text
+from policy.files import Loaded, load_folder, load_text
 from policy.lint import Severity, check
 from policy.matrix import Cell, group, make_matrix, render_lines, render_svg
 from policy.verdicts import InputError, answer_lines
@@ -376,3 +376,16 @@ def test_every_policy_shown_in_the_documentation_is_sound() -> None:
         errors = [each for each in check(load_text(text, str(path))) if each.severity is Severity.ERROR]
         errors = [each for each in errors if each.field not in ("kind", "apiVersion")]  # fragments
         assert not errors, "\n".join(map(str, errors))
+
+
+def test_the_example_is_without_advice_and_its_expectations_hold() -> None:
+    loaded = with_workloads(load_folder(Path(__file__).parent.parent.parent / "docs" / "examples" / "shop"))
+    assert check(loaded) == []
+    expectations, _ = read_expectations(loaded)
+    results = list(run(Evaluator.of(loaded.objects), expectations))
+    assert len(results) == 6
+    assert all(each.passed for each in results)
+    picture = (Path(__file__).parent.parent.parent / "docs" / "examples" / "shop" / "matrix.svg").read_text()
+    assert render_svg(make_matrix(Evaluator.of(loaded.objects))) == picture, (
+        "draw it again: trireme policy matrix --svg"
+    )
