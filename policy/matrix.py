@@ -136,6 +136,7 @@ def _endpoint(pod: Pod) -> Endpoint:
 _SIZE: Final = 24
 """Pixels of a cell: 30 workloads make a picture of about 1,000 by 1,000."""
 _LETTER: Final = 7
+_LEGEND: Final = 310
 _COLOURS: Final = {Cell.ALL: "#2e7d32", Cell.SOME: "#f9a825", Cell.NONE: "#eceff1", Cell.SELF: "#ffffff"}
 _MARKS: Final = {Cell.ALL: "●", Cell.SOME: "◐", Cell.NONE: "", Cell.SELF: "·"}
 """Told apart without colour too."""
@@ -146,7 +147,7 @@ def render_svg(matrix: Matrix) -> str:
     count = len(matrix.workloads)
     margin = max([_LETTER * len(name) for name in matrix.workloads], default=0) + 20
     top = margin + 24
-    width, height = margin + count * _SIZE + 20, top + count * _SIZE + 60
+    width, height = margin + max(count * _SIZE, _LEGEND) + 20, top + count * _SIZE + 60
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
         'role="img" font-family="sans-serif" font-size="12">',
