@@ -38,7 +38,7 @@ class Shop:
         self.listener = self.server.listen(80, on_data=echo)
 
     def mallory(self, policy: PolicyView = OPEN, *, agent: bool = True) -> Pod:
-        """The third pod: genuine, but nobody's friend. Without an agent she speaks raw packets, and her kernel is mute."""
+        """The third pod: genuine, but nobody's friend. Without an agent her packets are raw and her kernel is mute."""
         pod = self.world.pod(MALLORY, "10.1.0.66", "fd00:1::66", policy=policy, agent=agent)
         if not agent:
             pod.deliver = lambda data: None  # type: ignore[method-assign]
