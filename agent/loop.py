@@ -101,11 +101,12 @@ class Loop:
     def _run(self) -> None:
         while not self._stopping:
             deadline = self._guard(self._datapath.next_deadline)
-            ready = self._selector.select(_seconds_until(deadline))
+            pending = [pod for pod in self._queues.values() if pod.pending]
+            ready = self._selector.select(0 if pending else _seconds_until(deadline))
             now = read_clock()
-            for key, _ in ready:
-                if isinstance(key.data, PodQueue):
-                    self._serve(key.data, now)
+            announced = [key.data for key, _ in ready if isinstance(key.data, PodQueue)]
+            for pod in dict.fromkeys(announced + pending):
+                self._serve(pod, now)
             self._release(now, deadline)
             events = self._guard(self._datapath.drain_events)
             if events:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from netfilterqueue import COPY_PACKET, NetfilterQueue
 
@@ -34,6 +34,10 @@ QUEUE_LENGTH: Final = 8192
 """Packets that may wait for a verdict, held ones included; the kernel drops what comes on top, and counts it."""
 RECEIVE_BUFFER: Final = 16 << 20
 """Octets. An exchange's packet takes about 2.5 kB of it while it waits to be read."""
+PATIENCE: Final = 64
+"""How often in a row a connection's mark is put off because more of it waits: an initial window of ten segments and
+what its acknowledgements let follow. A sender that fills any queue would else stay in it for ever; it is overtaken once
+instead, which costs it some retransmissions."""
 HOLD_LIMIT_NS: Final = 10_000_000_000
 """The data path releases what it holds after a second. What it forgot (it crashed) must not fill the kernel's queue."""
 
@@ -118,12 +122,21 @@ class CrashGuard:
             return None
 
 
+class _Arrival(NamedTuple):
+    """A packet that was read from the queue."""
+
+    packet: Any
+    """NetfilterQueue's handle, through which it is answered."""
+    data: bytes
+    connection: bytes
+
+
 class PodQueue:
     """One pod's queue. All methods belong to the data path's thread."""
 
     __slots__ = (
-        "_arrived", "_datapath", "_guard", "_held", "_ipv4", "_ipv6", "_marks", "_mode", "_proc", "_queue",
-        "_tickets", "counters", "endpoint", "epoch", "queue_number",
+        "_arrived", "_datapath", "_guard", "_held", "_ipv4", "_ipv6", "_marks", "_mode", "_proc", "_put_off",
+        "_queue", "_tickets", "_waiting", "counters", "endpoint", "epoch", "queue_number",
     )  # fmt: skip
 
     def __init__(
@@ -152,9 +165,13 @@ class PodQueue:
         self._guard = guard
         self._marks = marks
         self._mode = mode
-        self._arrived: dict[int, list[tuple[Any, bytes]]] = {}
-        """the kernel's number of the hook -> (packet, its octets)"""
-        self._held: dict[int, tuple[Any, int]] = {}
+        self._arrived: dict[int, list[_Arrival]] = {}
+        """What was read and not yet judged, by the kernel's number of the hook."""
+        self._waiting: Counter[bytes] = Counter()
+        """How many packets of each connection were read and have no answer yet, held ones apart."""
+        self._put_off: Counter[bytes] = Counter()
+        """How often the mark was put off for a connection since none of it waited."""
+        self._held: dict[int, tuple[_Arrival, int]] = {}
         """ticket -> (packet, when it was held, monotonic ns); oldest first"""
         self._tickets = itertools.count(1)
         netlink, self._ipv4, self._ipv6, self._proc = netns.run_inside(namespace, _open_sockets)
@@ -198,7 +215,7 @@ class PodQueue:
         return KernelCounters(0, 0, 0, 0)
 
     def service(self, now: Instant) -> None:
-        """Read what waits and answer it, until nothing waits any more; never blocks.
+        """Answer what waits, and read what has come meanwhile; never blocks. See :attr:`pending`.
 
         What was caught at one hook is judged together and in its order, so that the data path sees which connections
         have more packets waiting. Between the hooks order says nothing: a packet that answers another cannot exist
@@ -209,72 +226,104 @@ class PodQueue:
         for number, batch in arrived.items():
             self._judge(now, number, batch)
 
+    @property
+    def pending(self) -> bool:
+        """Whether packets were read that :meth:`service` has not answered; the socket will not announce those."""
+        return bool(self._arrived)
+
     def _arrive(self, packet: Any) -> None:
         # The octets are copied here because NetfilterQueue reuses its buffer for the next packet.
-        self._arrived.setdefault(packet.hook, []).append((packet, packet.get_payload()))
+        data = packet.get_payload()
+        connection = _connection_untrusted(packet.hook, data)
+        self._waiting[connection] += 1
+        self._arrived.setdefault(packet.hook, []).append(_Arrival(packet, data, connection))
 
-    def _judge(self, now: Instant, number: int, run: list[tuple[Any, bytes]]) -> None:
+    def _judge(self, now: Instant, number: int, run: list[_Arrival]) -> None:
         hook = _HOOKS.get(number)
         if hook is None:  # a rule of somebody else's sends packets here from another hook; it is not ours to judge
-            self._fail(FailureCause.RULE_ERROR, [packet for packet, _ in run])
+            self._fail(FailureCause.RULE_ERROR, run)
             return
         self.counters.packets[hook] += len(run)
-        self.counters.truncated += sum(_is_truncated_untrusted(data) for _, data in run)
+        self.counters.truncated += sum(_is_truncated_untrusted(arrival.data) for arrival in run)
         tickets = [next(self._tickets) for _ in run]
-        batch = [Caught(ticket, data) for ticket, (_, data) in zip(tickets, run, strict=True)]
+        batch = [Caught(ticket, arrival.data) for ticket, arrival in zip(tickets, run, strict=True)]
         results = self._guard(lambda: self._datapath.receive(now, self.endpoint, hook, batch))
         if results is None or len(results) != len(run):
-            self._fail(FailureCause.CRASH, [packet for packet, _ in run])
+            self._fail(FailureCause.CRASH, run)
             return
-        for ticket, (packet, _), result in zip(tickets, run, results, strict=True):
+        for ticket, arrival, result in zip(tickets, run, results, strict=True):
+            self._waiting[arrival.connection] -= 1
             if result.verdict is Verdict.HOLD:
-                self._held[ticket] = (packet, now.mono_ns)
+                self._held[ticket] = (arrival, now.mono_ns)
             else:
-                self._answer(packet, result.verdict, result.packet)
+                self._answer(arrival, result.verdict, result.packet)
+            self._forget_idle(arrival.connection)
             for data in result.send:
                 self._send(data)
             self.release(result.release)
 
+    def _forget_idle(self, connection: bytes) -> None:
+        if not self._waiting[connection]:
+            del self._waiting[connection]
+            self._put_off.pop(connection, None)
+
     def release(self, releases: Sequence[Release]) -> None:
         """Give held packets their verdict, in this order."""
         for release in releases:
-            packet, _ = self._held.pop(release.ticket, (None, 0))
-            if packet is None:
+            arrival, _ = self._held.pop(release.ticket, (None, 0))
+            if arrival is None:
                 self.counters.lost_tickets += 1
             else:
-                self._answer(packet, release.verdict, release.packet)
+                self._answer(arrival, release.verdict, release.packet)
 
     def drop_forgotten(self, now: Instant) -> None:
         """Drop the packets that have been held for longer than the data path ever holds one."""
         while self._held:
-            ticket, (packet, since) = next(iter(self._held.items()))
+            ticket, (arrival, since) = next(iter(self._held.items()))
             if now.mono_ns - since < HOLD_LIMIT_NS:
                 return
             del self._held[ticket]
             self.counters.forgotten += 1
-            self._answer(packet, Verdict.DROP, None)
+            self._answer(arrival, Verdict.DROP, None)
 
     @property
     def held(self) -> int:
         """How many packets are held."""
         return len(self._held)
 
-    def _fail(self, cause: FailureCause, packets: Sequence[Any]) -> None:
-        self.counters.failures[cause] += len(packets)
-        for packet in packets:
-            self._answer(packet, verdict_for_failure(self._mode, cause), None)
+    def _fail(self, cause: FailureCause, run: Sequence[_Arrival]) -> None:
+        self.counters.failures[cause] += len(run)
+        for arrival in run:
+            self._waiting[arrival.connection] -= 1
+            self._answer(arrival, verdict_for_failure(self._mode, cause), None)
+            self._forget_idle(arrival.connection)
 
-    def _answer(self, packet: Any, verdict: Verdict, data: bytes | None) -> None:
+    def _answer(self, arrival: _Arrival, verdict: Verdict, data: bytes | None) -> None:
+        packet = arrival.packet
         try:
             if verdict is Verdict.DROP:
                 packet.drop()
                 return
+            if verdict is Verdict.ACCEPT and self._must_wait(arrival.connection):
+                verdict = Verdict.PASS
             packet.set_mark(self._marks.answer(verdict, packet.mark, self.epoch))
             if data is not None:
                 packet.set_payload(data)
             packet.repeat()
         except RuntimeError:
             self.counters.verdict_failures += 1
+
+    def _must_wait(self, connection: bytes) -> bool:
+        """Tell whether a connection's mark should wait for a later packet, because some wait in the queue right now.
+
+        Once the mark is there the connection's next packets pass in the kernel and would overtake those. The data path
+        judges what was read at once, which for a thousand connections is tens of milliseconds ago, so look again.
+        """
+        self._queue.run(block=False)
+        if not self._waiting[connection]:
+            return False
+        self._put_off[connection] += 1
+        return self._put_off[connection] <= PATIENCE
 
     def _send(self, data: bytes) -> None:
         """Send a whole IP packet of our own from inside the pod's namespace.
@@ -315,6 +364,22 @@ def _enlarge_buffer(descriptor: int) -> None:
 
 def _ipv6_text(address: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET6, address)
+
+
+def _connection_untrusted(hook: int, data: bytes) -> bytes:
+    """Return a name for the packet's connection, the same in both directions.
+
+    Only the order of packets depends on it, so whatever is where ports usually are will do for those that have none.
+    """
+    if data[:1] < b"\x60":  # IPv4
+        ports = (data[0] & 0x0F) * 4 if data else 0
+        source, destination = data[12:16], data[16:20]
+    else:
+        ports = 40
+        source, destination = data[8:24], data[24:40]
+    source += data[ports : ports + 2]
+    destination += data[ports + 2 : ports + 4]
+    return source + destination if hook == _POST_ROUTING else destination + source
 
 
 def _is_truncated_untrusted(data: bytes) -> bool:
