@@ -111,19 +111,30 @@ class ClientSide:
             return self._payload_acknowledged(turn, flow)
         if not tcp_checksum_is_right(packet):
             raise BadPacket(DropReason.BAD_CHECKSUM)
-        if flow.message is not None and messages.is_message(packet.payload):
+        if not messages.is_message(packet.payload):
+            return self._bare_syn_ack(turn, flow)
+        if flow.message is not None:
             return self._identified_syn_ack(turn, flow)
-        return self._bare_syn_ack(turn, flow)
+        return self._taken_back(flow, packet)
 
     def _payload_acknowledged(self, turn: Turn, flow: ClientFlow) -> Result:
         """A server that takes data in any SYN has handed our token to its application: take it back, come again."""
         packet = turn.packet
-        sent = len(flow.message or b"")
+        sent = len(flow.message or b"") or flow.taken_back
         if not sent or packet.acknowledgement != (flow.isn + 1 + sent) % SEQUENCE_SPACE:
             raise BadPacket(DropReason.UNEXPECTED, "SYN-ACK of another SYN")
+        if flow.message is None:
+            return self._taken_back(flow, packet)
         if flow.state not in AWAITING_SYN_ACK or flow.last_was_bare:
             raise BadPacket(DropReason.UNEXPECTED, "late SYN-ACK")
         return self._start_over_bare(turn, flow, turn.pod.minds_payload, DropReason.PAYLOAD_ACKNOWLEDGED)
+
+    def _taken_back(self, flow: ClientFlow, packet: Packet) -> Result:
+        """An answer to the SYN that we have taken back: a copy, or our reset was lost. The kernel's next SYN helps."""
+        if not flow.taken_back or flow.state not in AWAITING_SYN_ACK:
+            raise BadPacket(DropReason.UNEXPECTED, "token in answer to none")
+        self._shared.drops[DropReason.UNEXPECTED] += 1
+        return Result(Verdict.DROP, DropReason.UNEXPECTED, send=(reset_for(packet, towards_sender=True),))
 
     def _start_over_bare(
         self, turn: Turn, flow: ClientFlow, table: BoundedTable[tuple[Address, int | None], bool], reason: DropReason
@@ -131,7 +142,7 @@ class ClientSide:
         """Take the connection back and open it again without a token, now and for as long as ``table`` remembers."""
         packet = turn.packet
         table.put((packet.source, packet.source_port), True, turn.now.mono_ns)
-        flow.message = None
+        flow.taken_back, flow.message = len(flow.message or b""), None
         self._shared.drops[reason] += 1
         explain(self._shared, turn, BadPacket(reason, "nothing shows who translates; the connection starts over"))
         return Result(Verdict.DROP, reason, send=(reset_for(packet, towards_sender=True), flow.syn.data))

@@ -107,6 +107,8 @@ class ClientFlow:
     state: State = State.CLOSED
     message: bytes | None = None
     """The SYN's payload; None when every SYN of this connection went bare."""
+    taken_back: int = 0
+    """Octets of the message of a SYN that was reset, for the connection to start over bare."""
     sent: int = 0
     last_was_bare: bool = False
     server_isn: int = 0

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.harness.segments import ACK, RST, SYN, Segment, packed, read
-from tests.harness.shop import CLIENT, SERVER, Shop, alter, lose
+from tests.harness.shop import CLIENT, SERVER, Shop, alter, lose, repeat
 from tests.harness.standin_policy import OPEN, only_from, only_to
 from tests.harness.tcp import Stage
 from trireme_py import wire
@@ -109,6 +109,15 @@ def test_server_that_takes_data_in_any_syn_ends_in_a_bare_connection() -> None:
     shop.world.transcript.clear()
     shop.assert_works()
     assert "token" not in "".join(shop.world.transcript)
+
+
+def test_server_that_takes_data_in_any_syn_is_told_again_when_the_reset_was_lost() -> None:
+    shop = Shop(server_agent=False, client_policy=OPEN)
+    shop.listener.takes_syn_data = True
+    lose(shop.world, "reset")
+    connection = shop.connect()
+    shop.world.run(4)
+    assert bytes(connection.received) == b"one beer"
 
 
 def test_middlebox_that_drops_syns_with_data_is_passed_by_the_third() -> None:
@@ -342,6 +351,22 @@ def test_unexplained_translation_ends_in_an_unidentified_connection() -> None:
     assert shop.client.drops == {DropReason.UNEXPLAINED_TRANSLATION: 1}
     assert bytes(connection.received) == b"one beer"
     assert [event.peer for event in shop.server.events if event.decision.allowed] == [None]
+
+
+@pytest.mark.parametrize("trouble", ["a copy of the first answer", "a lost reset"])
+def test_starting_over_survives_the_first_answer(trouble: str) -> None:
+    """The second SYN has the number of the first, so an answer to the first fits both."""
+    shop = Shop(client_policy=OPEN, server_policy=OPEN)
+    shop.world.router.services[VIP, 80] = [(shop.server.address(), 80)]
+    shop.world.router.evident = False
+    if trouble == "a lost reset":
+        lose(shop.world, "reset")
+    else:
+        repeat(shop.world, "syn-ack")
+    connection = shop.client.connect(VIP, 80, b"one beer")
+    shop.world.run(2)
+    assert bytes(connection.received) == b"one beer"
+    assert len(shop.accepted()) == 1
 
 
 def test_service_may_choose_the_caller_itself() -> None:

@@ -49,7 +49,7 @@ def test_live_connection_that_is_denied_is_cut_at_both_ends(speaker: str, side: 
     pod: Pod = getattr(shop, side)
     pod.events.clear()
     pod.set_policy(only_to("shop/other") if side == "client" else only_from("shop/other"))
-    with shop.counts(**{side: {DropReason.CUT: 1}}):  # type: ignore[arg-type]
+    with shop.counts(**{side: {DropReason.CUT: 1}}):
         (connection if speaker == "client" else other).write(b"secret")
         shop.world.run(0.1)
     assert (connection.outcome, other.outcome) == ("reset", "reset")
