@@ -53,10 +53,6 @@ class NamespaceTable:
         found = self.known.get(name)
         return found is not None and found.annotations.get(MODE_ANNOTATION) == "audit"
 
-    def terminating(self, name: str) -> bool:
-        found = self.known.get(name)
-        return found is not None and found.terminating
-
     def resolve(self, selector: Selector) -> NamespaceSet:
         found = self._resolved.get(selector)
         if found is None:

@@ -263,6 +263,11 @@ def test_48_icmp_passes_only_a_rule_without_ports() -> None:
     assert World(A, B).ask("n/a", "n/b", None, "ICMP") == "yes"
 
 
+def test_48_a_protocol_without_a_port_means_the_protocol_whether_ports_are_seen_or_not() -> None:
+    assert ingress("[{ports: [{protocol: SCTP}]}]").ask("n/a", "n/b", None, "SCTP") == "yes"
+    assert ingress("[{ports: [{protocol: SCTP, port: 80}]}]").ask("n/a", "n/b", None, "SCTP") == "ingress"
+
+
 def test_6_rules_without_peers_mean_strangers_too() -> None:
     world = ingress("[{ports: [{port: 80}]}]")
     assert world.ask("192.0.2.1", "n/b") == "yes"
@@ -282,6 +287,8 @@ def test_52_53_a_pod_that_is_not_known_yet_is_closed() -> None:
         decision = world.decide("n/new", direction, A)
         assert not decision.allowed
         assert "not known" in decision.nearest
+        assert decision.reason is Reason.NO_MATCH
+        assert world.decide("n/new", direction, None).reason is Reason.UNIDENTIFIED
     assert world.add(pod("n/new", "10.0.0.9")).ask("n/a", "n/new") == "yes"
 
 
