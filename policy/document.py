@@ -19,8 +19,8 @@ import yaml
 
 MAX_BYTES: Final = 4 * 1024 * 1024
 """Of one file. An API object is at most 1.5 MB (etcd's request limit); a folder may hold many files."""
-MAX_VALUES: Final = 200_000
-"""Values in one file, aliases counted as often as they are used: a 4 MB file of policies has about 150,000."""
+MAX_VALUES: Final = 400_000
+"""Keys and values in one file, aliases counted as often as they are used: about 6,000 policies, or 2.5 MB of them."""
 MAX_DEPTH: Final = 64
 """Nesting. A pod's deepest field is at about 14."""
 
@@ -43,24 +43,27 @@ class Lines:
     """The line of a value and of everything below it."""
 
     line: int
-    keys: dict[str, Lines] = field(default_factory=dict)
-    items: list[Lines] = field(default_factory=list)
+    keys: dict[str, Lines] | None = None
+    items: list[Lines] | None = None
     size: int = 1
     """How many values this one is, itself included."""
+
+    def item(self, index: int) -> Lines:
+        """Return the lines of one item of a list, or of the list itself where aliases hide the item."""
+        return self.items[index] if self.items is not None and index < len(self.items) else self
 
     def of(self, path: str) -> int:
         """Return the line of a field such as ``spec.ingress[0].from``, or of the nearest field above it."""
         node = self
         for quoted, index, plain in _PATH_STEP.findall(path):
             if index:
-                if int(index) >= len(node.items):
-                    break
-                node = node.items[int(index)]
+                below = node.item(int(index[:9]))
             else:
                 key = re.sub(r"\\(.)", r"\1", quoted) if quoted else plain
-                if key not in node.keys:
-                    break
-                node = node.keys[key]
+                below = (node.keys or {}).get(key, node)
+            if below is node:
+                break
+            node = below
         return node.line
 
 
@@ -159,14 +162,16 @@ class _Builder:
         self._add(line, 1)
         if event.anchor is not None:
             self.anchors[event.anchor] = None
-        self.stack.append(_Frame(value, Lines(line), event.anchor))
+        lines = Lines(line, keys={}) if isinstance(value, dict) else Lines(line, items=[])
+        self.stack.append(_Frame(value, lines, event.anchor))
 
     def _close(self) -> tuple[Any, Lines] | None:
         frame = self.stack.pop()
         for merged in frame.merges:
             for key, value in merged.items():
                 frame.value.setdefault(key, value)
-        frame.lines.size += sum(child.size for child in (*frame.lines.keys.values(), *frame.lines.items))
+        children = (*(frame.lines.keys or {}).values(), *(frame.lines.items or ()))
+        frame.lines.size += sum(child.size for child in children)
         if frame.anchor is not None:
             self.anchors[frame.anchor] = (frame.value, frame.lines)
         return self._place(frame.value, frame.lines, frame.lines.line)
@@ -195,7 +200,7 @@ class _Builder:
         if not self.stack:
             return value, lines
         frame = self.stack[-1]
-        if isinstance(frame.value, list):
+        if frame.lines.items is not None:
             frame.value.append(value)
             frame.lines.items.append(lines)
             return None
@@ -207,7 +212,7 @@ class _Builder:
                 raise DocumentError(line, "'<<' can only merge mappings")
             frame.merges.extend(sources)
             frame.lines.size += lines.size
-        else:
+        elif frame.lines.keys is not None:
             frame.value[frame.key] = value
             # The key's line is what people look for; the value may start one line below it.
             frame.lines.keys[frame.key] = Lines(frame.key_line, lines.keys, lines.items, lines.size)

@@ -171,7 +171,7 @@ def _unfold(data: Any, lines: Lines, file: str) -> Iterator[Document | Problem]:
     items = data.get("items")
     if isinstance(kind, str) and kind.endswith("List") and isinstance(items, list):
         for index, item in enumerate(items):
-            below = lines.keys["items"].items[index] if index < len(lines.keys["items"].items) else lines
+            below = (lines.keys or {}).get("items", lines).item(index)
             if isinstance(item, dict) and "kind" not in item and kind != "List":
                 # Typed lists as the API returns them leave kind and version to the list.
                 item = {"kind": kind.removesuffix("List"), "apiVersion": version, **item}  # noqa: PLW2901
