@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from trireme_py.client import ClientSide
+from trireme_py.datagrams import Datagrams
 from trireme_py.endpoint import DatapathSettings, Endpoint, Shared, Translate, Turn, drop_held, explain, tuple_of
 from trireme_py.errors import BadPacket, InvalidToken
 from trireme_py.established import Established
@@ -53,7 +54,7 @@ class Gauges(NamedTuple):
 class Datapath:
     """The data path of all local pods. Not thread-safe: one thread owns it."""
 
-    __slots__ = ("_client", "_endpoints", "_established", "_on_failure", "_server", "_shared")
+    __slots__ = ("_client", "_datagrams", "_endpoints", "_established", "_on_failure", "_server", "_shared")
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class Datapath:
         self._client = ClientSide(self._shared)
         self._server = ServerSide(self._shared)
         self._established = Established(self._shared)
+        self._datagrams = Datagrams(self._shared, self._established)
         self._endpoints: dict[int, Endpoint] = {}
         self._on_failure = on_failure
 
@@ -109,7 +111,11 @@ class Datapath:
 
     def set_policy(self, endpoint: int, policy: PolicyView) -> None:
         """Swap the pod's policy. Live connections are judged again as their packets come back to the queue."""
-        self._endpoints[endpoint].policy = policy
+        pod = self._endpoints[endpoint]
+        pod.policy = policy
+        # Who was not asked, or not answered, under the old policy may be under the new one.
+        pod.datagrams.silent.clear()
+        pod.datagrams.quiet.clear()
 
     # -- packets ------------------------------------------------------------------------------------------------------
 
@@ -145,6 +151,8 @@ class Datapath:
 
     def _receive_one(self, turn: Turn) -> Result:
         try:
+            if turn.packet.protocol == Protocol.UDP:
+                return self._datagrams.receive(turn)
             if turn.packet.protocol != Protocol.TCP:
                 return self._established.datagram(turn)
             if turn.packet.flags & SYN and turn.packet.flags & (RST | FIN):
@@ -214,12 +222,7 @@ class Datapath:
 
     def next_deadline(self) -> int | None:
         """Monotonic nanoseconds at which :meth:`expire` has something to do, or None."""
-        deadlines = [
-            deadline
-            for pod in self._endpoints.values()
-            for table in (pod.holds, pod.servers, pod.clients, pod.denials, pod.unanswered, pod.minds_payload)
-            if (deadline := table.next_deadline()) is not None
-        ]
+        deadlines = [deadline for pod in self._endpoints.values() for deadline in pod.deadlines()]
         return min(deadlines, default=None)
 
     def expire(self, now: Instant) -> list[tuple[int, Release]]:
@@ -231,6 +234,7 @@ class Datapath:
                 self._server.forget(pod, server, DropReason.HOLD_TIMEOUT)
             for client in pod.clients.expire(now.mono_ns):
                 drop_held(self._shared, pod, client.held, DropReason.HOLD_TIMEOUT)
+            self._datagrams.expire(now, pod)
             pod.denials.expire(now.mono_ns)
             pod.unanswered.expire(now.mono_ns)
             pod.minds_payload.expire(now.mono_ns)
@@ -243,6 +247,11 @@ class Datapath:
     def take_releases(self) -> list[tuple[int, Release]]:
         """Return (endpoint, release) of held packets whose connection had to make room since the last call."""
         return self._take_orphans()
+
+    def take_sends(self) -> list[tuple[int, bytes]]:
+        """Return (endpoint, packet) of our own to be sent since the last call, because of time and not of a packet."""
+        sends, self._shared.sends = self._shared.sends, []
+        return sends
 
     def forget_dead(self, endpoint: int, living: set[Tuple5]) -> int:
         """Drop the memory of accepted connections that conntrack no longer has; returns how many."""

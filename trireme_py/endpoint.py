@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from trireme_py.datagram_flows import DatagramTables
 from trireme_py.errors import BadPacket, InvalidToken
 from trireme_py.flows import BoundedTable, ClientFlow, Held, Live, ServerFlow, Tuple5
 from trireme_py.identities import Identities, LocalIdentity
@@ -48,6 +49,9 @@ HOLD_NS: Final = 1 * _SECOND
 MAX_HELD_PACKETS: Final = 64
 MAX_HELD_OCTETS: Final = 128 * 1024
 """Per connection: an initial window of ten segments of a 9000-octet link, with room."""
+MAX_WAITING: Final = 1024
+"""Packets of one pod that may wait for a proof. The kernel's queue has room for eight times as many, so a flood of them
+never shuts out the others; the oldest connection's are given up."""
 
 Translate = Callable[[int, int, Address, int, Address, int], "tuple[Address, int] | None"]
 """(endpoint, protocol, source, port, destination, port) -> the address and port that the node's conntrack shows the
@@ -95,6 +99,17 @@ class Endpoint:
     )
     holds: BoundedTable[int, Held] = field(default_factory=lambda: BoundedTable(MAX_HALF_OPEN, HOLD_NS))
     """The flows that hold packets, by the id() of their queue."""
+    waiting: int = 0
+    """Packets held, all together."""
+    datagrams: DatagramTables = field(default_factory=DatagramTables)
+
+    def deadlines(self) -> Iterator[int]:
+        """The next deadline of each table that has one; monotonic nanoseconds."""
+        own = (self.holds, self.servers, self.clients, self.denials, self.unanswered, self.minds_payload)
+        for table in (*own, *self.datagrams.timed()):
+            deadline = table.next_deadline()
+            if deadline is not None:
+                yield deadline
 
 
 @dataclass(slots=True, eq=False)
@@ -111,6 +126,8 @@ class Shared:
     """Servers accepted behind an outside address whose translation this node could not see."""
     pod_addresses: Counter[Address] = field(default_factory=Counter)
     """Addresses of the local pods, whatever the configured ranges say."""
+    sends: list[tuple[int, bytes]] = field(default_factory=list)
+    """(endpoint, packet) of our own that no packet's result carries: it is time that asks for them."""
     orphans: list[tuple[int, Release]] = field(default_factory=list)
     """(endpoint, release) of held packets whose flow had to go."""
 
@@ -233,19 +250,30 @@ def tuple_of(packet: Packet, *, leaving: bool) -> Tuple5:
 
 def hold(shared: Shared, turn: Turn, held: Held) -> None:
     """Let the packet wait in the queue, for HOLD_NS at most. Raises BadPacket(HOLD_LIMIT)."""
+    pod = turn.pod
     if len(held.packets) >= MAX_HELD_PACKETS or held.octets + turn.packet.length > MAX_HELD_OCTETS:
         raise BadPacket(DropReason.HOLD_LIMIT)
     if not held.packets:
-        evicted = turn.pod.holds.put(id(held), held, turn.now.mono_ns)
+        evicted = pod.holds.put(id(held), held, turn.now.mono_ns)
         if evicted is not None:
-            drop_held(shared, turn.pod, evicted, DropReason.HOLD_LIMIT)
+            drop_held(shared, pod, evicted, DropReason.HOLD_LIMIT)
     held.add(turn.ticket, turn.packet)
+    pod.waiting += 1
+    while pod.waiting > MAX_WAITING and (oldest := pod.holds.pop_oldest()) is not None:
+        drop_held(shared, pod, oldest, DropReason.HOLD_LIMIT)
+
+
+def take_held(endpoint: Endpoint, held: Held) -> list[tuple[int, Packet]]:
+    """Let held packets go; returns them in order, for whoever gives them their verdicts."""
+    endpoint.holds.pop(id(held))
+    waiting = held.take()
+    endpoint.waiting -= len(waiting)
+    return waiting
 
 
 def release_held(endpoint: Endpoint, held: Held, *, accept_last: bool) -> tuple[Release, ...]:
     """Let go of held packets in order; the mark, if any, goes on the last, so that none overtakes another."""
-    endpoint.holds.pop(id(held))
-    waiting = held.take()
+    waiting = take_held(endpoint, held)
     last = len(waiting) - 1
     return tuple(
         Release(ticket, Verdict.ACCEPT if accept_last and index == last else Verdict.PASS)
@@ -255,8 +283,7 @@ def release_held(endpoint: Endpoint, held: Held, *, accept_last: bool) -> tuple[
 
 def drop_held(shared: Shared, endpoint: Endpoint, held: Held, reason: DropReason) -> None:
     """Give up held packets: each is one counted drop, released with the next result."""
-    endpoint.holds.pop(id(held))
-    for ticket, _ in held.take():
+    for ticket, _ in take_held(endpoint, held):
         shared.drops[reason] += 1
         shared.orphans.append((endpoint.number, Release(ticket, Verdict.DROP, reason)))
 
