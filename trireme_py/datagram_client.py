@@ -49,7 +49,7 @@ class DatagramClient:
         if waits:
             return self._ask(turn, flow)
         if not packet.truncated and room_for(len(datagram.payload), packet.transport, len(hello)):
-            return Result(Verdict.PASS, packet=with_message(packet, datagram.payload, hello, pad=True))
+            return Result(Verdict.PASS, packet=with_message(packet, datagram.payload, hello))
         return Result(Verdict.PASS, send=(self._hello(flow),))
 
     def go_on(self, turn: Turn, flow: ClientDatagrams, datagram: Datagram) -> Result:
@@ -62,8 +62,7 @@ class DatagramClient:
         if flow.waits:
             return self._ask(turn, flow)
         if turn.now.mono_ns - flow.began_ns >= HELLO_INTERVAL_NS * HELLOS:
-            self._quiet(turn, flow)  # a flow in one direction, and nobody minds it
-            return self._accept(turn, flow)
+            return self._accept(turn, flow)  # a flow in one direction, and nobody has asked
         if flow.stage is Stage.RESUMED:
             flow.stage = Stage.HELLO_SENT
             return Result(Verdict.PASS, send=(self._hello(flow),))
@@ -93,9 +92,7 @@ class DatagramClient:
         flow.resume = encode_resume(
             warm.ticket, warm.counter, flow.hello, warm.key, warm.server, warm.client, datagram.payload
         )
-        return Result(
-            Verdict.PASS, packet=with_message(turn.packet, datagram.payload, flow.resume, sealed=flow.waits, pad=True)
-        )
+        return Result(Verdict.PASS, packet=with_message(turn.packet, datagram.payload, flow.resume, sealed=flow.waits))
 
     def _ask(self, turn: Turn, flow: ClientDatagrams) -> Result:
         """Let the datagram wait, and ask who is there."""
@@ -127,6 +124,15 @@ class DatagramClient:
             self._shared, turn, Direction.EGRESS, flow.key, identity=None, address=flow.key[3], port=flow.key[4]
         )  # fmt: skip
         drop_held(self._shared, pod, flow.held, DropReason.POLICY)
+
+    def net_again(self, turn: Turn, flow: ClientDatagrams, message: bytes) -> Result:
+        """The server may not answer with more than it got: give it more."""
+        messages.check_header_untrusted(message, MessageType.AGAIN, wire.HEADER.size)
+        if flow.proof or flow.hellos >= HELLOS:
+            raise BadPacket(DropReason.UNEXPECTED, "asked too often")
+        flow.hellos += 1
+        turn.pod.datagrams.clients.put(flow.key, flow, turn.now.mono_ns)
+        return self._consumed(send=(self._hello(flow),))
 
     def net_answer(self, turn: Turn, flow: ClientDatagrams, message: bytes) -> Result:
         """The server says who it is: believe it, judge it, and prove ourselves."""
@@ -215,7 +221,6 @@ class DatagramClient:
         if flow.stage is Stage.PROVEN:
             return self._accept(turn, flow)
         if not flow.waits:
-            self._quiet(turn, flow)
             return self._accept(turn, flow)
         if flow.stage is Stage.RESUMED:
             # An answer too large for a message: its confirmation comes right behind.
@@ -261,9 +266,6 @@ class DatagramClient:
         flow.stage = Stage.PROVEN
         self._remember_live(turn, flow)
         return Result(turn.accept)
-
-    def _quiet(self, turn: Turn, flow: ClientDatagrams) -> None:
-        turn.pod.datagrams.quiet.put(self._target(flow), True, turn.now.mono_ns)
 
     def _remember_live(self, turn: Turn, flow: ClientDatagrams) -> None:
         address, port = flow.actual or self._target(flow)

@@ -21,8 +21,6 @@ HELLOS: Final = 4
 """So a silent peer costs 320 ms, once: it is remembered."""
 SILENT_NS: Final = 30_000 * _MS
 """How long a destination that answered no HELLO counts as unidentified without being asked."""
-QUIET_NS: Final = 10_000 * _MS
-"""How long a destination that asked for no proof is sent none."""
 WARM_NS: Final = 10_000 * _MS
 """How long a proof serves for further flows of the same two pods, after the last of them. The client gives it up two
 seconds earlier than the server."""
@@ -135,12 +133,11 @@ class DatagramTables:
     )
     tickets: BoundedTable[bytes, Ticket] = field(default_factory=lambda: BoundedTable(MAX_TICKETS, WARM_NS))
     silent: BoundedTable[tuple[Address, int], bool] = field(default_factory=lambda: BoundedTable(MAX_FLOWS, SILENT_NS))
-    quiet: BoundedTable[tuple[Address, int], bool] = field(default_factory=lambda: BoundedTable(MAX_FLOWS, QUIET_NS))
     own: BoundedTable[bytes, bool] = field(default_factory=lambda: BoundedTable(MAX_FLOWS, 1_000 * _MS))
     """Datagrams that we sent ourselves and that are yet to pass the pod's rules, by their octets."""
 
     def timed(self) -> tuple[BoundedTable[Any, Any], ...]:
         """Every table, for its deadline."""
         return (
-            self.asking, self.clients, self.servers, self.warm, self.tickets, self.silent, self.quiet, self.own
+            self.asking, self.clients, self.servers, self.warm, self.tickets, self.silent, self.own
         )  # fmt: skip

@@ -45,9 +45,12 @@ class DatagramServer:
                 return self._let_in_unidentified(turn, datagram)
             flow = self._answer(turn, hello, waits)
         pod.datagrams.servers.put(turn.tuple5, flow, turn.now.mono_ns)
-        send = (with_message(towards_sender(turn.packet), b"", flow.answer, sealed=True),)
-        if len(send[0]) > turn.packet.length:
-            raise BadPacket(DropReason.AMPLIFICATION, f"{len(send[0])} octets for {turn.packet.length}")
+        answer = with_message(towards_sender(turn.packet), b"", flow.answer, sealed=True)
+        if len(answer) > turn.packet.length:
+            # The address has proved nothing: it gets no more than came from it.
+            again = messages.encode_header(MessageType.AGAIN, wire.HEADER.size, 0)
+            answer = with_message(towards_sender(turn.packet), b"", again, sealed=True)
+        send = (answer,)
         if datagram.sealed and not datagram.payload:
             return self._consumed(send=send)
         if flow.waits or datagram.sealed:

@@ -57,8 +57,8 @@ class Datagrams:
             return self._client.go_on(turn, client, datagram)
         target = (packet.destination, packet.destination_port or 0)
         anybody = pod.policy.decide(Direction.EGRESS, None, *_judged(turn)).allowed
-        known = tables.quiet.get(target) if anybody else tables.silent.get(target)
-        if known or not self._may_ask(turn, datagram) or not (anybody or pod.policy.may_open(packet.protocol)):
+        silent = not anybody and tables.silent.get(target)
+        if silent or not self._may_ask(turn, datagram) or not (anybody or pod.policy.may_open(packet.protocol)):
             return self._established.datagram(turn)
         return self._client.begin(turn, datagram, waits=not anybody)
 
@@ -108,6 +108,8 @@ class Datagrams:
             return self._client.net_answer(turn, client, message)
         if kind is MessageType.CONFIRM:
             return self._client.net_confirm(turn, client, message, datagram)
+        if kind is MessageType.AGAIN:
+            return self._client.net_again(turn, client, message)
         raise BadPacket(DropReason.MALFORMED_MESSAGE, "a message of TCP's")
 
     def expire(self, now: Instant, pod: Endpoint) -> None:
@@ -123,7 +125,7 @@ class Datagrams:
             drop_held(self._shared, pod, client.held, DropReason.HOLD_TIMEOUT)
         for server in tables.servers.expire(now.mono_ns):
             drop_held(self._shared, pod, server.held, DropReason.HOLD_TIMEOUT)
-        for table in (tables.warm, tables.tickets, tables.silent, tables.quiet, tables.own):
+        for table in (tables.warm, tables.tickets, tables.silent, tables.own):
             table.expire(now.mono_ns)
 
 

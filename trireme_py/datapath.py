@@ -113,9 +113,7 @@ class Datapath:
         """Swap the pod's policy. Live connections are judged again as their packets come back to the queue."""
         pod = self._endpoints[endpoint]
         pod.policy = policy
-        # Who was not asked, or not answered, under the old policy may be under the new one.
-        pod.datagrams.silent.clear()
-        pod.datagrams.quiet.clear()
+        pod.datagrams.silent.clear()  # who was refused for what he is may be somebody else to the new policy
 
     # -- packets ------------------------------------------------------------------------------------------------------
 

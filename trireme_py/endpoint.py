@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from trireme_py.datagram_flows import DatagramTables
 from trireme_py.errors import BadPacket, InvalidToken
@@ -105,7 +105,9 @@ class Endpoint:
 
     def deadlines(self) -> Iterator[int]:
         """The next deadline of each table that has one; monotonic nanoseconds."""
-        own = (self.holds, self.servers, self.clients, self.denials, self.unanswered, self.minds_payload)
+        own: tuple[BoundedTable[Any, Any], ...] = (
+            self.holds, self.servers, self.clients, self.denials, self.unanswered, self.minds_payload
+        )  # fmt: skip
         for table in (*own, *self.datagrams.timed()):
             deadline = table.next_deadline()
             if deadline is not None:

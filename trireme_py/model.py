@@ -176,8 +176,6 @@ class DropReason(Enum):
     SIMULTANEOUS_OPEN = "simultaneous_open"
     REPLAYED = "replayed"
     """A datagram whose counter was used before, or is too old to tell."""
-    AMPLIFICATION = "amplification"
-    """An answer that would be larger than what asked for it, to an address that has proved nothing."""
     CONSUMED = "consumed"
     """A datagram of the exchange alone, with nothing in it for the pod: normal."""
     # the judgement

@@ -23,8 +23,8 @@ def check_ends(shared: Shared, endpoint: Endpoint, key: Tuple5, server: End, cli
         saw = ip_address(client[0])
         raise BadPacket(
             DropReason.RELAYED,
-            f"the server was reached from {saw}, which is not this pod's; if {saw} is a router that masquerades, take it "
-            "out of podRanges",
+            f"the server was reached from {saw}, which is not this pod's; if {saw} is a router that masquerades, take "
+            "it out of podRanges",
         )
     if server == (dialled, dialled_port):
         return True
@@ -32,7 +32,7 @@ def check_ends(shared: Shared, endpoint: Endpoint, key: Tuple5, server: End, cli
     shown = shared.translate(endpoint.number, protocol, own, own_port or 0, dialled, dialled_port or 0)
     if shown == server:
         return True
-    # A connection that this node shows as it was dialled may be translated further on, as by a load balancer.
+    # A connection that this node shows as it was dialled may be translated further on, by a load balancer.
     translated = shown is not None and shown != (dialled, dialled_port)
     if translated or is_pod_address(shared, dialled):
         raise BadPacket(

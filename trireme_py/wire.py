@@ -29,6 +29,7 @@ class MessageType(IntEnum):
     PROOF = 6
     RESUME = 7
     CONFIRM = 8
+    AGAIN = 9
 
 
 # Header, 12 bytes, at the start of each message:
@@ -81,6 +82,8 @@ RESUME_MAC_OFFSET = 36
 #   72      16    MAC
 CONFIRM = Struct("!12s16sQ16s16sHH16s")
 CONFIRM_MAC_OFFSET = 72
+
+# AGAIN is a header alone: "send your HELLO once more, padded, so that I may answer it".
 
 ASKS_ANSWER = 0x01
 """HELLO flag: the client must know the server before it sends anything."""
