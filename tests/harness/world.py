@@ -317,6 +317,9 @@ class World:
                 del self._wakes[pod.name]
             for _, release in pod.datapath.expire(self.now):
                 pod.release(release)
+            for _, data in pod.datapath.take_sends():
+                pod.leave(data)
+            pod.events += pod.datapath.drain_events()
             self.wake(pod)
 
         self.after(max(0, deadline - self.mono_ns), due)
