@@ -48,6 +48,9 @@ HOLD_NS: Final = 1 * _SECOND
 MAX_HELD_PACKETS: Final = 64
 MAX_HELD_OCTETS: Final = 128 * 1024
 """Per connection: an initial window of ten segments of a 9000-octet link, with room."""
+MAX_HELD_PER_POD: Final = 2048
+"""A quarter of the queue (agent/nfqueue.py, QUEUE_LENGTH): whoever captured a SYN can open many connections and have
+data held on each, and must not fill it for the rest. The oldest make room."""
 
 Translate = Callable[[int, int, Address, int, Address, int], "tuple[Address, int] | None"]
 """(endpoint, protocol, source, port, destination, port) -> the address and port that the node's conntrack shows the
@@ -95,6 +98,8 @@ class Endpoint:
     )
     holds: BoundedTable[int, Held] = field(default_factory=lambda: BoundedTable(MAX_HALF_OPEN, HOLD_NS))
     """The flows that hold packets, by the id() of their queue."""
+    held_packets: int = 0
+    """Of all of them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -235,17 +240,21 @@ def hold(shared: Shared, turn: Turn, held: Held) -> None:
     """Let the packet wait in the queue, for HOLD_NS at most. Raises BadPacket(HOLD_LIMIT)."""
     if len(held.packets) >= MAX_HELD_PACKETS or held.octets + turn.packet.length > MAX_HELD_OCTETS:
         raise BadPacket(DropReason.HOLD_LIMIT)
+    while turn.pod.held_packets >= MAX_HELD_PER_POD and (oldest := turn.pod.holds.oldest()) is not None:
+        drop_held(shared, turn.pod, oldest, DropReason.HOLD_LIMIT)
     if not held.packets:
         evicted = turn.pod.holds.put(id(held), held, turn.now.mono_ns)
         if evicted is not None:
             drop_held(shared, turn.pod, evicted, DropReason.HOLD_LIMIT)
     held.add(turn.ticket, turn.packet)
+    turn.pod.held_packets += 1
 
 
 def release_held(endpoint: Endpoint, held: Held, *, accept_last: bool) -> tuple[Release, ...]:
     """Let go of held packets in order; the mark, if any, goes on the last, so that none overtakes another."""
     endpoint.holds.pop(id(held))
     waiting = held.take()
+    endpoint.held_packets -= len(waiting)
     last = len(waiting) - 1
     return tuple(
         Release(ticket, Verdict.ACCEPT if accept_last and index == last else Verdict.PASS)
@@ -256,7 +265,9 @@ def release_held(endpoint: Endpoint, held: Held, *, accept_last: bool) -> tuple[
 def drop_held(shared: Shared, endpoint: Endpoint, held: Held, reason: DropReason) -> None:
     """Give up held packets: each is one counted drop, released with the next result."""
     endpoint.holds.pop(id(held))
-    for ticket, _ in held.take():
+    waiting = held.take()
+    endpoint.held_packets -= len(waiting)
+    for ticket, _ in waiting:
         shared.drops[reason] += 1
         shared.orphans.append((endpoint.number, Release(ticket, Verdict.DROP, reason)))
 

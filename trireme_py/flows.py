@@ -54,6 +54,12 @@ class BoundedTable(Generic[K, V]):
         entry = self._entries.pop(key, None)
         return entry[1] if entry else None
 
+    def oldest(self) -> V | None:
+        """Return what would make room next."""
+        for _, value in self._entries.values():
+            return value
+        return None
+
     def next_deadline(self) -> int | None:
         """Monotonic nanoseconds at which the oldest entry expires."""
         for deadline, _ in self._entries.values():
