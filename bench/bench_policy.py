@@ -1,6 +1,6 @@
 """Decide and compile against 1 to 10,000 policies, over 1,000 namespaces and 10,000 identities.
 
-Run it: ``python -m bench.bench_policy [--quick]``. It prints a Markdown table. What it is to show: a decision costs the
+Run it: ``python bench/bench_policy.py [--quick]``. It prints a Markdown table. What it is to show: a decision costs the
 same however many policies do not select the pod, and one changed policy is in force without compiling the others.
 """
 

@@ -107,10 +107,14 @@ class PolicyEngine:
         return self.snapshot
 
     def update(self, upserts: Iterable[Object], deletes: Iterable[str]) -> Snapshot:
-        """Apply changes together. Nothing is swapped, and no revision counted, if nothing changed."""
-        changed = {item.key: item for item in upserts if self._objects.get(item.key) != item}
-        self._retained.difference_update(changed)
-        gone = {key for key in deletes if key in self._objects and key not in changed}
+        """Apply changes together; what is both added and deleted stays.
+
+        Nothing is swapped, and no revision counted, if nothing changed.
+        """
+        wanted = {item.key: item for item in upserts}
+        changed = {key: item for key, item in wanted.items() if self._objects.get(key) != item}
+        self._retained.difference_update(wanted)
+        gone = {key for key in deletes if key in self._objects and key not in wanted}
         gone |= self._release(changed, gone)
         gone -= self._retain(changed, gone)
         if not changed and not gone:

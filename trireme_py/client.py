@@ -48,15 +48,14 @@ class ClientSide:
         """The pod's SYN leaves: attach who the pod is."""
         endpoint, packet = turn.pod, turn.packet
         flow = previous = endpoint.clients.get(turn.tuple5)
-        if flow is not None and flow.isn == packet.sequence:
-            if flow.resynchronising:
-                flow.resynchronising = False
-                return Result(Verdict.PASS)  # our own bare copy; it must not disturb the mark
-        else:
-            flow = self._open(turn)
+        if flow is not None and flow.isn == packet.sequence and flow.resynchronising:
+            flow.resynchronising = False
+            return Result(Verdict.PASS)  # our own bare copy; it must not disturb the mark
         # Each repetition is sent as the kernel made it: its timestamp is new, and after some losses it asks for less
         # (no ECN, no Multipath TCP).
         syn = _without_data(packet)
+        if flow is None or flow.isn != packet.sequence:
+            flow = self._open(turn, syn)
         target = (packet.destination, packet.destination_port)
         in_scope = packet.destination in self._shared.settings.identity_scope
         if not in_scope:
@@ -89,11 +88,11 @@ class ClientSide:
         self._remember(turn, flow)
         return Result(Verdict.PASS_CLEAR, packet=rewritten)
 
-    def _open(self, turn: Turn) -> ClientFlow:
+    def _open(self, turn: Turn, syn: Packet) -> ClientFlow:
         endpoint, packet, key = turn.pod, turn.packet, turn.tuple5
         if not endpoint.policy.may_open(packet.protocol):
             self._judge_silent(turn)
-        return ClientFlow(key, packet.sequence, endpoint.identity, _without_data(packet))
+        return ClientFlow(key, packet.sequence, endpoint.identity, syn)
 
     def _remember(self, turn: Turn, flow: ClientFlow) -> None:
         evicted = turn.pod.clients.put(flow.key, flow, turn.now.mono_ns)

@@ -29,8 +29,6 @@ FLOW_NS: Final = 10_000 * _MS
 MAX_FLOWS: Final = 4096
 """Per pod and role."""
 MAX_TICKETS: Final = 4096
-MAX_WAITING: Final = 1024
-"""Datagrams of one pod that may wait for a proof; the kernel's queue has room for eight times as many."""
 
 
 class Stage(Enum):

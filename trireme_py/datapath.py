@@ -124,27 +124,28 @@ class Datapath:
         came later would overtake those still in the queue.
         """
         pod = self._endpoints.get(endpoint)
-        parsed: list[Packet | BadPacket] = []
-        waiting: Counter[Tuple5] = Counter()
-        for caught in batch:
+        leaving = hook is Hook.APPLICATION
+        parsed: list[tuple[Packet, Tuple5] | BadPacket] = []
+        last: dict[Tuple5, int] = {}
+        for index, caught in enumerate(batch):
             try:
                 packet = parse_packet_untrusted(caught.data)
             except BadPacket as bad:
                 parsed.append(bad)
                 continue
-            parsed.append(packet)
-            waiting[tuple_of(packet, leaving=hook is Hook.APPLICATION)] += 1
+            tuple5 = tuple_of(packet, leaving=leaving)
+            parsed.append((packet, tuple5))
+            last[tuple5] = index
         results = []
-        for caught, item in zip(batch, parsed, strict=True):
+        for index, item in enumerate(parsed):
             if isinstance(item, BadPacket):
                 results.append(self._drop(item.reason))
-                continue
-            if pod is None:
+            elif pod is None:
                 results.append(self._drop(DropReason.NOT_READY))
-                continue
-            tuple5 = tuple_of(item, leaving=hook is Hook.APPLICATION)
-            waiting[tuple5] -= 1
-            results.append(self._receive_one(Turn(now, pod, hook, caught.ticket, item, tuple5, waiting[tuple5] > 0)))
+            else:
+                packet, tuple5 = item
+                turn = Turn(now, pod, hook, batch[index].ticket, packet, tuple5, last[tuple5] > index)
+                results.append(self._receive_one(turn))
         return results
 
     def _receive_one(self, turn: Turn) -> Result:

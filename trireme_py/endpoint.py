@@ -49,9 +49,9 @@ HOLD_NS: Final = 1 * _SECOND
 MAX_HELD_PACKETS: Final = 64
 MAX_HELD_OCTETS: Final = 128 * 1024
 """Per connection: an initial window of ten segments of a 9000-octet link, with room."""
-MAX_WAITING: Final = 1024
-"""Packets of one pod that may wait for a proof. The kernel's queue has room for eight times as many, so a flood of them
-never shuts out the others; the oldest connection's are given up."""
+MAX_HELD_PER_POD: Final = 2048
+"""A quarter of the queue (agent/nfqueue.py, QUEUE_LENGTH): whoever captured a SYN can open many connections and have
+data held on each, and must not fill it for the rest. The oldest make room."""
 
 Translate = Callable[[int, int, Address, int, Address, int], "tuple[Address, int] | None"]
 """(endpoint, protocol, source, port, destination, port) -> the address and port that the node's conntrack shows the
@@ -99,8 +99,8 @@ class Endpoint:
     )
     holds: BoundedTable[int, Held] = field(default_factory=lambda: BoundedTable(MAX_HALF_OPEN, HOLD_NS))
     """The flows that hold packets, by the id() of their queue."""
-    waiting: int = 0
-    """Packets held, all together."""
+    held_packets: int = 0
+    """Of all of them."""
     datagrams: DatagramTables = field(default_factory=DatagramTables)
 
     def deadlines(self) -> Iterator[int]:
@@ -252,24 +252,23 @@ def tuple_of(packet: Packet, *, leaving: bool) -> Tuple5:
 
 def hold(shared: Shared, turn: Turn, held: Held) -> None:
     """Let the packet wait in the queue, for HOLD_NS at most. Raises BadPacket(HOLD_LIMIT)."""
-    pod = turn.pod
     if len(held.packets) >= MAX_HELD_PACKETS or held.octets + turn.packet.length > MAX_HELD_OCTETS:
         raise BadPacket(DropReason.HOLD_LIMIT)
+    while turn.pod.held_packets >= MAX_HELD_PER_POD and (oldest := turn.pod.holds.oldest()) is not None:
+        drop_held(shared, turn.pod, oldest, DropReason.HOLD_LIMIT)
     if not held.packets:
-        evicted = pod.holds.put(id(held), held, turn.now.mono_ns)
+        evicted = turn.pod.holds.put(id(held), held, turn.now.mono_ns)
         if evicted is not None:
-            drop_held(shared, pod, evicted, DropReason.HOLD_LIMIT)
+            drop_held(shared, turn.pod, evicted, DropReason.HOLD_LIMIT)
     held.add(turn.ticket, turn.packet)
-    pod.waiting += 1
-    while pod.waiting > MAX_WAITING and (oldest := pod.holds.pop_oldest()) is not None:
-        drop_held(shared, pod, oldest, DropReason.HOLD_LIMIT)
+    turn.pod.held_packets += 1
 
 
 def take_held(endpoint: Endpoint, held: Held) -> list[tuple[int, Packet]]:
     """Let held packets go; returns them in order, for whoever gives them their verdicts."""
     endpoint.holds.pop(id(held))
     waiting = held.take()
-    endpoint.waiting -= len(waiting)
+    endpoint.held_packets -= len(waiting)
     return waiting
 
 

@@ -54,9 +54,11 @@ class BoundedTable(Generic[K, V]):
         entry = self._entries.pop(key, None)
         return entry[1] if entry else None
 
-    def pop_oldest(self) -> V | None:
-        """Remove and return what was touched longest ago."""
-        return self._entries.popitem(last=False)[1][1] if self._entries else None
+    def oldest(self) -> V | None:
+        """Return what would make room next."""
+        for _, value in self._entries.values():
+            return value
+        return None
 
     def next_deadline(self) -> int | None:
         """Monotonic nanoseconds at which the oldest entry expires."""

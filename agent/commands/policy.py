@@ -14,6 +14,7 @@ from typing import IO, Any, Final, NoReturn
 
 import click
 
+from agent.config import DEFAULT_RUNTIME_DIRECTORY
 from policy import explain as explaining
 from policy.diff import compare
 from policy.evaluate import Evaluator, UnknownEndpoint
@@ -65,9 +66,19 @@ output_option = click.option(
     help="Form of the answer.",
 )
 files_option = click.option(
-    "-f", "--file", "paths", type=PathType, multiple=True, default=(Path(),), help="File or folder; may be repeated."
+    "-f", "--file", "paths", type=PathType, multiple=True, help="File or folder; may be repeated.  [default: .]"
+)
+agent_option = click.option(
+    "--agent",
+    "runtime",
+    type=PathType,
+    is_flag=False,
+    flag_value=Path(DEFAULT_RUNTIME_DIRECTORY),
+    metavar="[DIR]",
+    help=f"What the agent here has in force, by its runtimeDirectory.  [default: {DEFAULT_RUNTIME_DIRECTORY}]",
 )
 paths_argument = click.argument("paths", type=PathType, nargs=-1, required=True)
+optional_paths_argument = click.argument("paths", type=PathType, nargs=-1)
 
 
 @click.group(name="policy", cls=PolicyGroup)
@@ -102,14 +113,17 @@ def check(paths: tuple[Path, ...], output: str) -> None:
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO:PORT")
 @files_option
+@agent_option
 @click.option("--protocol", default="TCP", show_default=True, help="TCP, UDP, SCTP, ICMP or ICMPv6.")
 @output_option
-def explain(source: str, target: str, paths: tuple[Path, ...], protocol: str, output: str) -> None:
+def explain(
+    source: str, target: str, paths: tuple[Path, ...], runtime: Path | None, protocol: str, output: str
+) -> None:
     """Say whether FROM may connect to TO, and which rule says so or what the nearest one lacks.
 
     FROM and TO are namespace/pod or an IP address: shop/web shop/db:5432, or 192.0.2.1 '[2001:db8::1]:80'.
     """
-    evaluator = _evaluator(_load(paths))
+    evaluator = _evaluator(_load(_chosen(paths, runtime) or (Path(),)))
     try:
         name, port = split_target(target)
         number, _ = parse_flow(protocol, 0 if port is not None else port, target)
@@ -145,12 +159,13 @@ def _show_explanation(found: explaining.Explanation) -> None:
 
 
 @command.command()
-@paths_argument
+@optional_paths_argument
+@agent_option
 @click.option("-n", "--namespace", default="", help="Only pods and policies of this namespace.")
 @output_option
-def show(paths: tuple[Path, ...], namespace: str, output: str) -> None:
+def show(paths: tuple[Path, ...], runtime: Path | None, namespace: str, output: str) -> None:
     """List the policies, and which of them select each pod."""
-    loaded = _load(paths)
+    loaded = _load(_given(paths, runtime))
     evaluator = _evaluator(loaded)
     policies = [_policy_json(evaluator, each) for each in loaded.policies if namespace in ("", _namespace_of(each))]
     pods = [
@@ -248,12 +263,13 @@ def diff(old: Path, new: Path, output: str) -> None:
 
 
 @command.command()
-@paths_argument
+@optional_paths_argument
+@agent_option
 @click.option("--svg", type=click.File("w", encoding="utf-8"), metavar="FILE", help="Draw it, too; - is stdout.")
 @output_option
-def matrix(paths: tuple[Path, ...], svg: IO[str] | None, output: str) -> None:
+def matrix(paths: tuple[Path, ...], runtime: Path | None, svg: IO[str] | None, output: str) -> None:
     """Show who may open connections to whom."""
-    made = make_matrix(_evaluator(_load(paths)))
+    made = make_matrix(_evaluator(_load(_given(paths, runtime))))
     if svg is not None:
         svg.write(render_svg(made))
         if svg is sys.stdout or svg.name == "<stdout>":
@@ -279,6 +295,18 @@ def verdicts(file: IO[str]) -> None:
         good = good and answered
     if not good:
         sys.exit(ERROR)
+
+
+def _chosen(paths: tuple[Path, ...], runtime: Path | None) -> tuple[Path, ...]:
+    """Return the files, and those that the agent keeps of what it has in force (agent/folder.py)."""
+    return paths if runtime is None else (*paths, runtime / "last-good")
+
+
+def _given(paths: tuple[Path, ...], runtime: Path | None) -> tuple[Path, ...]:
+    chosen = _chosen(paths, runtime)
+    if not chosen:
+        raise WrongUsage("name files or folders, or --agent for what the agent on this machine has in force")
+    return chosen
 
 
 def _load(paths: Iterable[Path]) -> Loaded:

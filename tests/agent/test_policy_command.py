@@ -9,6 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from agent.cli import main
+from agent.folder import FolderReader
+from agent.runtime import RuntimeDirectory
 
 POLICIES = """\
 apiVersion: v1
@@ -157,3 +159,19 @@ def test_broken_files_end_in_one_message(folder: Path) -> None:
         result = trireme(*args)
         assert result.exit_code == 2
         assert "run `trireme policy check`" in result.stderr
+
+
+def test_what_the_agent_has_in_force(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The agent's copies of good files are read, not the folder that may have been broken since."""
+    runtime = tmp_path_factory.mktemp("run")
+    reader = FolderReader(folder, RuntimeDirectory(runtime).last_good)
+    reader.read()
+    (folder / "shop.yaml").write_text("a: [")
+    explained = trireme("explain", "shop/web", "shop/db:5432", "--agent", runtime)
+    assert (explained.exit_code, explained.output.splitlines()[0]) == (0, "ALLOW  TCP 5432  shop/web -> shop/db")
+    assert "shop/db" in trireme("show", "--agent", runtime).output
+    assert "shop/web -> shop/db: TCP 5432" in trireme("matrix", "--agent", runtime).output
+    assert trireme("show").exit_code == 3
+    nobody = trireme("show", "--agent", runtime / "nobody")
+    assert nobody.exit_code == 2
+    assert "does not exist" in nobody.stderr

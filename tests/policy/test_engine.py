@@ -136,6 +136,15 @@ def test_a_snapshot_does_not_change_when_the_engine_does() -> None:
     assert world.engine.snapshot.view("n", "b") is CLOSED
 
 
+def test_what_is_added_and_deleted_at_once_stays() -> None:
+    target = policy("n/p", FOR_B % "{}")
+    world = World(A, B, target)
+    before = world.engine.snapshot
+    assert world.engine.update([target], [target.key]) is before
+    world.engine.update([policy("n/p", FOR_B % "")], [target.key])
+    assert world.ask("n/a", "n/b") == "ingress"
+
+
 def test_nothing_changed_means_no_new_snapshot() -> None:
     world = World(A, B, policy("n/p", FOR_B % "{}"))
     before = world.engine.snapshot

@@ -322,6 +322,13 @@ def test_56_a_policy_that_comes_back_is_an_ordinary_one_again() -> None:
     assert world.ask("n/a", "n/b") == "yes"
 
 
+def test_56_a_policy_that_comes_back_unchanged_outlives_the_old_namespace() -> None:
+    world = World(obj("Namespace", "n", "status: {phase: Terminating}"), A, B, DENY)
+    world.engine.delete(DENY.key)
+    world.add(namespace("n"), DENY)
+    assert world.ask("n/a", "n/b") == "ingress"
+
+
 def test_55_a_deleted_policy_is_lifted() -> None:
     world = World(namespace("n"), A, B, DENY, DENY_EGRESS)
     assert world.ask("n/a", "n/b") == "both"

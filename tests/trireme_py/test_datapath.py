@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.harness import assertions
 from tests.harness.segments import ACK, SYN, packed, tcp
 from tests.harness.shop import CLIENT, SERVER, Shop, delay, lose, repeat
 from tests.harness.standin_policy import OPEN, only_from, only_to
@@ -14,6 +15,7 @@ from trireme_py.endpoint import DatapathSettings
 from trireme_py.identities import Identities
 from trireme_py.model import Direction, DropReason, Hook, Instant, Verdict
 from trireme_py.networks import NetworkSet
+from trireme_py.wire import PATH_MTU
 
 MODES = pytest.mark.parametrize("mode", ["psk", "pki"])
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
@@ -119,6 +121,24 @@ def test_closed_port_is_refused_at_once(agent: bool, family: int) -> None:
     connection = shop.client.connect(shop.server, 81, family=family)
     shop.world.run(0.021)
     assert connection.outcome == "refused"
+
+
+@FAMILIES
+@pytest.mark.parametrize(("mode", "count"), [("psk", 60), ("pki", 30)])
+def test_many_labels_fit_into_the_smallest_path(mode: str, count: int, family: int) -> None:
+    shop = Shop(mode=mode)
+    labels = assertions.realistic_labels(count)
+    for pod in (shop.client, shop.server):
+        assert pod.datapath is not None
+        assert pod.authenticator is not None
+        identity = shop.world.local_identity(pod.name, pod.authenticator, labels=labels)
+        pod.datapath.set_identity(0, identity)
+    shop.assert_works(family=family)
+    assert max(map(len, shop.world.captured)) <= PATH_MTU
+    [event] = shop.server.events
+    assert event.peer is not None
+    assert all(event.peer.labels.has_value(key, value) for key, value in labels.items.items())
+    assert not event.peer.labels.has_key("another")
 
 
 # -- peers that take no part ------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from tests.harness.network import Faults
 from tests.harness.segments import MAGIC, read
 from tests.harness.shop import echo
-from tests.harness.standin_policy import only_from, only_to
+from tests.harness.standin_policy import StandInPolicy, only_from, only_to
 from tests.harness.tcp import Connection
 from tests.harness.world import Pod, World
 from trireme_py.model import DropReason
@@ -42,8 +42,7 @@ class Storm:
         world = self.world = World(seed, mode=mode, faults=TERRIBLE)
         self.server = world.pod("shop/server", "10.1.0.3", "fd00:1::3", policy=only_from("shop/friend"))
         self.cafe = world.pod("shop/cafe", "10.1.0.6", "fd00:1::6", agent=False)
-        friends = only_to("shop/server", addresses=frozenset(self.cafe.addresses))
-        self.friend = world.pod("shop/friend", "10.1.0.2", "fd00:1::2", policy=friends)
+        self.friend = world.pod("shop/friend", "10.1.0.2", "fd00:1::2", policy=self.friend_policy())
         self.stranger = world.pod("shop/stranger", "10.1.0.4", "fd00:1::4")
         self.plain = world.pod("shop/plain", "10.1.0.5", "fd00:1::5", agent=False)
         self.guarded = (self.server, self.friend, self.stranger)
@@ -51,6 +50,16 @@ class Storm:
             pod.listen(ECHO, on_data=echo)
             pod.listen(WELCOME, on_accept=lambda connection: connection.write(GREETING))
         self.opened: list[Opened] = []
+
+    def friend_policy(self) -> StandInPolicy:
+        return only_to("shop/server", addresses=frozenset(self.cafe.addresses))
+
+    def change(self) -> None:
+        """New policies that say the same: every live connection is judged again. And time to forget the dead."""
+        self.server.set_policy(only_from("shop/friend"))
+        self.friend.set_policy(self.friend_policy())
+        for pod in self.guarded:
+            pod.sweep()
 
     def open_one(self) -> None:
         rng = self.world.random
@@ -90,6 +99,8 @@ class Storm:
             self.world.after(index * gap_ns, self.open_one)
             if index % 5 == 4:
                 self.world.after(index * gap_ns, self.attack)
+            if index % 50 == 49:
+                self.world.after(index * gap_ns, self.change)
         self.world.run(connections * gap_ns / 1e9 + 120)
 
 
