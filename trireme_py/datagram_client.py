@@ -10,14 +10,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from trireme_py import messages, wire
-from trireme_py.datagram_flows import HELLO_INTERVAL_NS, HELLOS, ClientDatagrams, Stage, Warm
-from trireme_py.datagram_messages import Confirm, confirm_mac, decode_confirm_untrusted, encode_resume
+from trireme_py.datagram_flows import HELLO_INTERVAL_NS, HELLOS, MAX_RESUMES, ClientDatagrams, Stage, Warm
+from trireme_py.datagram_messages import Confirm, confirm_mac, confirmed_ends, decode_confirm_untrusted, encode_resume
 from trireme_py.endpoint import Endpoint, Shared, Turn, drop_held, hold, judge, release_held
 from trireme_py.errors import BadPacket
 from trireme_py.flows import Live
 from trireme_py.model import Address, Direction, DropReason, Hook, Instant, Release, Result, Verdict
+from trireme_py.packet import Packet
 from trireme_py.relay import check_ends
-from trireme_py.surplus import Datagram, room_for, with_message, without_message
+from trireme_py.surplus import Datagram, read_datagram_untrusted, room_for, with_message, without_message
 from trireme_py.wire import MessageType
 
 End = tuple[Address, int]
@@ -44,29 +45,31 @@ class DatagramClient:
             turn.tuple5, local, hello, packet, waits, Stage.HELLO_SENT, turn.now.mono_ns, warm=self._warm(turn)
         )
         pod.datagrams.clients.put(flow.key, flow, turn.now.mono_ns)
-        if flow.warm is not None and self._fits(turn, datagram, flow):
+        if flow.warm is not None and _carries(packet, datagram, wire.RESUME.size + len(hello)):
             return self._resume(turn, flow, datagram)
-        if waits:
-            return self._ask(turn, flow)
-        if not packet.truncated and room_for(len(datagram.payload), packet.transport, len(hello)):
-            return Result(Verdict.PASS, packet=with_message(packet, datagram.payload, hello))
-        return Result(Verdict.PASS, send=(self._hello(flow),))
+        return self._ask(turn, flow) if waits else self._introduce(turn, flow, datagram)
 
-    def go_on(self, turn: Turn, flow: ClientDatagrams, datagram: Datagram) -> Result:
-        """A further datagram of a flow whose exchange is under way leaves."""
+    def go_on(self, turn: Turn, flow: ClientDatagrams, datagram: Datagram, *, waits: bool) -> Result:
+        """A further datagram of a flow whose exchange is under way leaves. ``waits`` is what policy says now."""
+        if waits and not flow.waits:
+            return self.begin(turn, datagram, waits=True)  # its HELLO did not ask who is there
         turn.pod.datagrams.clients.put(flow.key, flow, turn.now.mono_ns)
         if flow.proof:
             return self._prove(turn, flow, datagram)
-        if flow.stage is Stage.RESUMED and self._fits(turn, datagram, flow):
+        if flow.held.packets:
+            hold(self._shared, turn, flow.held)  # what came before it goes first
+            return Result(Verdict.HOLD)
+        young = turn.now.mono_ns - flow.began_ns < HELLO_INTERVAL_NS * HELLOS
+        fits = _carries(turn.packet, datagram, wire.RESUME.size + len(flow.hello))
+        if flow.stage is Stage.RESUMED and young and fits and flow.warm is self._warm(turn):
             return self._resume(turn, flow, datagram)
         if flow.waits:
             return self._ask(turn, flow)
-        if turn.now.mono_ns - flow.began_ns >= HELLO_INTERVAL_NS * HELLOS:
+        if turn.now.mono_ns - flow.asked_ns < HELLO_INTERVAL_NS:
+            return Result(Verdict.PASS)
+        if flow.hellos >= HELLOS:
             return self._accept(turn, flow)  # a flow in one direction, and nobody has asked
-        if flow.stage is Stage.RESUMED:
-            flow.stage = Stage.HELLO_SENT
-            return Result(Verdict.PASS, send=(self._hello(flow),))
-        return Result(Verdict.PASS)
+        return self._introduce(turn, flow, datagram)
 
     def _warm(self, turn: Turn) -> Warm | None:
         """Return what is known of the destination, if it still holds and policy lets us talk to it."""
@@ -79,20 +82,42 @@ class DatagramClient:
         )
         return warm if decision.allowed else None
 
-    def _fits(self, turn: Turn, datagram: Datagram, flow: ClientDatagrams) -> bool:
-        message = wire.RESUME.size + len(flow.hello)
-        return not turn.packet.truncated and room_for(len(datagram.payload), turn.packet.transport, message)
-
     def _resume(self, turn: Turn, flow: ClientDatagrams, datagram: Datagram) -> Result:
         """Send the datagram with a proof of its own, sealed if nobody but the right server may read it."""
         warm = flow.warm
         assert warm is not None
         warm.counter += 1
         flow.stage = Stage.RESUMED
-        flow.resume = encode_resume(
+        resume = encode_resume(
             warm.ticket, warm.counter, flow.hello, warm.key, warm.server, warm.client, datagram.payload
         )
-        return Result(Verdict.PASS, packet=with_message(turn.packet, datagram.payload, flow.resume, sealed=flow.waits))
+        flow.resumes[warm.counter] = resume[: wire.RESUME.size]
+        if len(flow.resumes) > MAX_RESUMES:
+            del flow.resumes[next(iter(flow.resumes))]
+        return Result(Verdict.PASS, packet=with_message(turn.packet, datagram.payload, resume, sealed=flow.waits))
+
+    def _introduce(self, turn: Turn, flow: ClientDatagrams, datagram: Datagram) -> Result:
+        """Say who we are, without asking, to a server that may have to know."""
+        flow.stage, flow.asked_ns = Stage.HELLO_SENT, turn.now.mono_ns
+        flow.hellos += 1
+        if _carries(turn.packet, datagram, len(flow.hello)):
+            return Result(Verdict.PASS, packet=with_message(turn.packet, datagram.payload, flow.hello))
+        # Such a server would take a datagram that comes before the HELLO for somebody unidentified's, so this one
+        # waits until the HELLO has left the pod.
+        hold(self._shared, turn, flow.held)
+        flow.follows = True
+        return Result(Verdict.HOLD, send=(self._hello(flow),))
+
+    def own_left(self, turn: Turn) -> Result:
+        """A datagram of our own leaves the pod; what waited only for that may follow."""
+        flow = turn.pod.datagrams.clients.get(turn.tuple5)
+        if flow is None or not flow.follows:
+            return Result(Verdict.PASS)
+        flow.follows = False
+        target = self._target(flow)
+        if not turn.pod.policy.decide(Direction.EGRESS, None, target[0], flow.key[0], target[1]).allowed:
+            drop_held(self._shared, turn.pod, flow.held, DropReason.POLICY)
+        return Result(Verdict.PASS, release=release_held(turn.pod, flow.held, accept_last=False))
 
     def _ask(self, turn: Turn, flow: ClientDatagrams) -> Result:
         """Let the datagram wait, and ask who is there."""
@@ -118,11 +143,16 @@ class DatagramClient:
             return
         ticket, packet = flow.held.packets[0]
         turn = Turn(now, pod, hook=Hook.APPLICATION, ticket=ticket, packet=packet, tuple5=flow.key, more=False)
-        pod.datagrams.silent.put((flow.key[3], flow.key[4] or 0), True, now.mono_ns)
-        pod.datagrams.clients.pop(flow.key)
-        judge(
+        pod.datagrams.silent.put(self._target(flow), True, now.mono_ns)
+        if pod.datagrams.clients.get(flow.key) is flow:
+            pod.datagrams.clients.pop(flow.key)
+        decision = judge(
             self._shared, turn, Direction.EGRESS, flow.key, identity=None, address=flow.key[3], port=flow.key[4]
         )  # fmt: skip
+        if decision.allowed:  # policy has changed while it waited
+            released = release_held(pod, flow.held, accept_last=False)
+            self._shared.orphans += ((pod.number, release) for release in released)
+            return
         drop_held(self._shared, pod, flow.held, DropReason.POLICY)
 
     def net_again(self, turn: Turn, flow: ClientDatagrams, message: bytes) -> Result:
@@ -137,7 +167,7 @@ class DatagramClient:
     def net_answer(self, turn: Turn, flow: ClientDatagrams, message: bytes) -> Result:
         """The server says who it is: believe it, judge it, and prove ourselves."""
         if flow.proof:
-            if not message.startswith(flow.answer_fixed):
+            if not flow.answer_fixed or not message.startswith(flow.answer_fixed):
                 raise BadPacket(DropReason.UNEXPECTED, "another answer than the one that was proven for")
             return self._consumed(send=(self._proof_alone(flow),))
         shared, pod = self._shared, turn.pod
@@ -149,92 +179,102 @@ class DatagramClient:
         self._check_ends(turn, flow, answer.server, answer.client)
         flow.peer, flow.actual = peer, answer.server
         if not self._judge_server(turn, flow):
-            drop_held(shared, pod, flow.held, DropReason.POLICY)
-            pod.datagrams.clients.pop(flow.key)
-            pod.datagrams.silent.put(self._target(flow), True, turn.now.mono_ns)
+            # Not remembered: behind a Service, the next flow may meet another server.
+            self._give_up(turn, flow)
             raise BadPacket(DropReason.POLICY)
         warm = Warm(peer, flow.local, key, answer.nonce, answer.server, answer.client[0])
         pod.datagrams.warm.put(self._target(flow), warm, turn.now.mono_ns)
-        flow.pair_key, flow.answer_fixed = key, answer.fixed
+        flow.answer_fixed = answer.fixed
         flow.proof = messages.encode_ack(hello_fixed, answer.fixed, key, kind=MessageType.PROOF)
-        return self._proven(turn, flow)
+        send, release = self._proven(turn, flow)
+        return self._consumed(send=send, release=release)
 
-    def _proven(self, turn: Turn, flow: ClientDatagrams) -> Result:
-        """The server is known: what waits may go, with the proof on the first of it."""
+    def _give_up(self, turn: Turn, flow: ClientDatagrams) -> None:
+        drop_held(self._shared, turn.pod, flow.held, DropReason.POLICY)
+        drop_held(self._shared, turn.pod, flow.replies, DropReason.POLICY)
+        turn.pod.datagrams.clients.pop(flow.key)
+
+    def _proven(self, turn: Turn, flow: ClientDatagrams) -> tuple[tuple[bytes, ...], tuple[Release, ...]]:
+        """The server is known: what waits may go, with the proof on the first of it. Returns sends and releases."""
         flow.stage = Stage.PROVEN
         self._remember_live(turn, flow)
-        waiting = flow.held.packets
-        if waiting and not waiting[0][1].truncated:
-            first = waiting[0][1]
-            payload = first.data[first.transport + 8 :]
-            if room_for(len(payload), first.transport, len(flow.proof)):
-                released = release_held(turn.pod, flow.held, accept_last=True)
-                with_proof = replace(released[0], packet=with_message(first, payload, flow.proof))
-                return self._consumed(release=(with_proof, *released[1:]))
+        replies = release_held(turn.pod, flow.replies, accept_last=False)
+        first = flow.held.packets[0][1] if flow.held.packets else None
         released = release_held(turn.pod, flow.held, accept_last=True)
-        return self._consumed(send=(self._proof_alone(flow),), release=released)
+        if first is not None:
+            datagram = read_datagram_untrusted(first)
+            if _carries(first, datagram, len(flow.proof)):
+                with_proof = with_message(first, datagram.payload, flow.proof)
+                return (), (*replies, replace(released[0], packet=with_proof), *released[1:])
+        return (self._proof_alone(flow),), (*replies, *released)
 
     def net_confirm(self, turn: Turn, flow: ClientDatagrams, message: bytes, datagram: Datagram) -> Result:
         """The server confirms that it is still the one: its answer may be read."""
         confirm = decode_confirm_untrusted(message)
-        if flow.proof and confirm.fixed == flow.answer_fixed and datagram.sealed:
-            return self._consumed(send=(self._proof_alone(flow),))
-        self._check_confirm(turn, flow, confirm)
-        assert flow.warm is not None
-        first = flow.confirmed == 0
-        flow.peer, flow.actual, flow.pair_key = flow.warm.peer, confirm.server, flow.warm.key
+        warm = self._check_confirm(turn, flow, confirm)
+        first = not flow.proof
+        if first:
+            flow.peer, flow.actual = warm.peer, confirm.server
         if not self._judge_server(turn, flow, announce_allow=first):
+            self._give_up(turn, flow)
             raise BadPacket(DropReason.POLICY)
-        turn.pod.datagrams.warm.put(self._target(flow), flow.warm, turn.now.mono_ns)
-        turn.pod.datagrams.clients.put(flow.key, flow, turn.now.mono_ns)
+        pod = turn.pod
+        pod.datagrams.warm.put(self._target(flow), warm, turn.now.mono_ns)
+        pod.datagrams.clients.put(flow.key, flow, turn.now.mono_ns)
         flow.confirmed += 1
-        if not flow.proof:
-            flow.answer_fixed = confirm.fixed
+        if first:
             flow.proof = messages.encode_ack(
-                flow.hello[: wire.SYN.size], confirm.fixed, flow.pair_key, kind=MessageType.PROOF
+                flow.hello[: wire.SYN.size], confirmed_ends(confirm.fixed), warm.key, kind=MessageType.PROOF
             )
         send: tuple[bytes, ...] = ()
-        verdict = Verdict.PASS
-        if flow.confirmed > 1:
+        release: tuple[Release, ...] = ()
+        if flow.stage is Stage.PROVEN:
+            if datagram.sealed:  # the server still lacks the proof
+                send = (self._proof_alone(flow),)
+        elif flow.confirmed > 1 or flow.held.packets:
             # The flow goes on: have both kernels take it over.
-            flow.stage = Stage.PROVEN
-            self._remember_live(turn, flow)
-            send, verdict = (self._proof_alone(flow),), turn.accept
-        released = release_held(turn.pod, flow.held, accept_last=False)
+            send, release = self._proven(turn, flow)
+        if flow.replies.packets:
+            release = (*release_held(pod, flow.replies, accept_last=False), *release)
         if datagram.sealed:
-            return self._consumed(send=send, release=released)
+            return self._consumed(send=send, release=release)
         plain = without_message(turn.packet, datagram.payload)
-        return Result(Verdict.PASS if released else verdict, packet=plain, send=send, release=released)
+        if release:  # what came before it goes first
+            return Result(Verdict.HOLD, send=send, release=(*release, Release(turn.ticket, Verdict.PASS, packet=plain)))
+        return Result(turn.accept if flow.stage is Stage.PROVEN else Verdict.PASS, packet=plain, send=send)
 
-    def _check_confirm(self, turn: Turn, flow: ClientDatagrams, confirm: Confirm) -> None:
-        if flow.warm is None or flow.stage is not Stage.RESUMED or confirm.ticket != flow.warm.ticket:
+    def _check_confirm(self, turn: Turn, flow: ClientDatagrams, confirm: Confirm) -> Warm:
+        warm, resume_fixed = flow.warm, flow.resumes.get(confirm.counter)
+        if warm is None or resume_fixed is None or confirm.ticket != warm.ticket:
             raise BadPacket(DropReason.UNEXPECTED, "nothing to confirm")
-        resume_fixed = flow.resume[: wire.RESUME.size]
         expected = confirm_mac(
-            flow.warm.key, resume_fixed, flow.hello[: wire.SYN.size], confirm.fixed[: wire.CONFIRM_MAC_OFFSET]
+            warm.key, resume_fixed, flow.hello[: wire.SYN.size], confirm.fixed[: wire.CONFIRM_MAC_OFFSET]
         )
         messages.check_mac(expected, confirm.mac)
         self._check_ends(turn, flow, confirm.server, confirm.client)
+        return warm
 
     def net_plain(self, turn: Turn, flow: ClientDatagrams) -> Result:
         """An answer without a message arrives."""
-        if flow.stage is Stage.PROVEN:
+        if flow.stage is Stage.PROVEN or not flow.waits:
             return self._accept(turn, flow)
-        if not flow.waits:
-            return self._accept(turn, flow)
-        if flow.stage is Stage.RESUMED:
+        if flow.proof:
+            return Result(Verdict.PASS)
+        if flow.resumes:
             # An answer too large for a message: its confirmation comes right behind.
-            hold(self._shared, turn, flow.held)
+            hold(self._shared, turn, flow.replies)
             return Result(Verdict.HOLD)
         raise BadPacket(DropReason.UNPROVEN, "before the server was known")
 
     def _prove(self, turn: Turn, flow: ClientDatagrams, datagram: Datagram) -> Result:
         """The flow goes on after a confirmation: prove it, so that both kernels can take it over."""
-        packet = turn.packet
+        if not self._judge_server(turn, flow, announce_allow=False):
+            self._give_up(turn, flow)
+            raise BadPacket(DropReason.POLICY)
         flow.stage = Stage.PROVEN
         self._remember_live(turn, flow)
-        if not packet.truncated and room_for(len(datagram.payload), packet.transport, len(flow.proof)):
-            return Result(turn.accept, packet=with_message(packet, datagram.payload, flow.proof))
+        if _carries(turn.packet, datagram, len(flow.proof)):
+            return Result(turn.accept, packet=with_message(turn.packet, datagram.payload, flow.proof))
         return Result(turn.accept, send=(self._proof_alone(flow),))
 
     def _proof_alone(self, flow: ClientDatagrams) -> bytes:
@@ -250,19 +290,18 @@ class DatagramClient:
         self._shared.unproven_translations += 1
 
     def _judge_server(self, turn: Turn, flow: ClientDatagrams, *, announce_allow: bool = True) -> bool:
-        assert flow.actual is not None
+        address, port = flow.actual or self._target(flow)
         identity = flow.peer.identity if flow.peer else None
         return judge(
-            self._shared, turn, Direction.EGRESS, flow.key, identity=identity, address=flow.actual[0],
-            port=flow.actual[1], proven=identity is not None, announce_allow=announce_allow,
+            self._shared, turn, Direction.EGRESS, flow.key, identity=identity, address=address, port=port,
+            proven=identity is not None, announce_allow=announce_allow,
         ).allowed  # fmt: skip
 
     def _accept(self, turn: Turn, flow: ClientDatagrams) -> Result:
-        if flow.stage is not Stage.PROVEN:
-            judge(
-                self._shared, turn, Direction.EGRESS, flow.key, identity=None, address=flow.key[3], port=flow.key[4],
-                announce_allow=True,
-            )  # fmt: skip
+        """Mark the flow, whose server is known or need not be, if policy still allows it."""
+        if not self._judge_server(turn, flow, announce_allow=flow.stage is not Stage.PROVEN):
+            self._give_up(turn, flow)
+            raise BadPacket(DropReason.POLICY)
         flow.stage = Stage.PROVEN
         self._remember_live(turn, flow)
         return Result(turn.accept)
@@ -280,3 +319,8 @@ class DatagramClient:
     def _consumed(self, *, send: tuple[bytes, ...] = (), release: tuple[Release, ...] = ()) -> Result:
         self._shared.drops[DropReason.CONSUMED] += 1
         return Result(Verdict.DROP, DropReason.CONSUMED, send=send, release=release)
+
+
+def _carries(packet: Packet, datagram: Datagram, message: int) -> bool:
+    """Tell whether a datagram can carry a message of so many octets; its own surplus is never touched."""
+    return not packet.truncated and not datagram.surplus and room_for(len(datagram.payload), packet.transport, message)

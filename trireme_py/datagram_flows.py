@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
-from trireme_py.datagram_messages import End, Resume
+from trireme_py.datagram_messages import End
 from trireme_py.flows import BoundedTable, Held, Tuple5
 from trireme_py.identities import LocalIdentity, Peer
 from trireme_py.model import Address
@@ -28,6 +28,8 @@ FLOW_NS: Final = 10_000 * _MS
 """How long a flow whose exchange is under way is remembered after its last datagram."""
 MAX_FLOWS: Final = 4096
 """Per pod and role."""
+MAX_RESUMES: Final = 32
+"""Datagrams of one flow whose confirmation may be on its way."""
 MAX_TICKETS: Final = 4096
 
 
@@ -81,18 +83,26 @@ class ClientDatagrams:
     """Whether nothing may leave before the server is known."""
     stage: Stage
     began_ns: int
-    hellos: int = 1
+    hellos: int = 0
+    """HELLOs sent."""
+    asked_ns: int = 0
+    """When the last HELLO was sent with a datagram, or ahead of one."""
+    follows: bool = False
+    """Whether what is held waits only until our HELLO has left ahead of it."""
     warm: Warm | None = None
-    resume: bytes = b""
-    """The last RESUME sent."""
+    resumes: dict[int, bytes] = field(default_factory=dict)
+    """The last RESUMEs sent, by counter: the first 52 octets of each."""
     peer: Peer | None = None
     actual: End | None = None
     pair_key: bytes = b""
     answer_fixed: bytes = b""
-    """What the proof is for: the ANSWER's 96 or the CONFIRM's 88 octets."""
+    """The first 96 octets of the ANSWER that the proof is for; nothing if it is for a CONFIRM."""
     proof: bytes = b""
     confirmed: int = 0
     held: Held = field(default_factory=Held)
+    """Datagrams that would leave."""
+    replies: Held = field(default_factory=Held)
+    """Datagrams that arrived and wait for their confirmation."""
 
 
 @dataclass(slots=True, eq=False)
@@ -108,10 +118,9 @@ class ServerDatagrams:
     waits: bool
     """Whether nothing may arrive before the client has proved itself."""
     request: int
-    """Octets of the datagram that asked; no answer is larger."""
+    """Octets heard and not yet answered; no answer is larger."""
     answer: bytes = b""
     nonce: bytes = b""
-    resume: Resume | None = None
     confirm: bytes = b""
     held: Held = field(default_factory=Held)
 

@@ -90,6 +90,16 @@ def confirm_mac(key: bytes, resume_fixed: bytes, hello_fixed: bytes, unproven: b
     ).digest()
 
 
+def confirmed_ends(confirm_fixed: bytes) -> bytes:
+    """Return what a PROOF that answers a CONFIRM is for: all of it but counter and MAC.
+
+    Datagrams of one flow may be confirmed in any order, and one proof must do for whichever arrives first.
+    """
+    return (
+        confirm_fixed[: wire.CONFIRM_COUNTER_OFFSET] + confirm_fixed[wire.CONFIRM_ENDS_OFFSET : wire.CONFIRM_MAC_OFFSET]
+    )
+
+
 def decode_confirm_untrusted(message: bytes) -> Confirm:
     """Read a CONFIRM. Raises BadPacket(MALFORMED_MESSAGE or VERSION)."""
     check_header_untrusted(message, MessageType.CONFIRM, wire.CONFIRM.size)

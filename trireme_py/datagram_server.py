@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from hmac import compare_digest
+
 from trireme_py import messages, wire
 from trireme_py.assertion import check_validity
 from trireme_py.datagram_flows import ServerDatagrams, Stage, Ticket
-from trireme_py.datagram_messages import decode_resume_untrusted, encode_confirm, resume_mac
+from trireme_py.datagram_messages import confirmed_ends, decode_resume_untrusted, encode_confirm, resume_mac
 from trireme_py.endpoint import Shared, Turn, drop_held, hold, judge, take_held
 from trireme_py.errors import BadPacket
 from trireme_py.flows import Live
-from trireme_py.messages import Syn
+from trireme_py.identities import Peer
+from trireme_py.messages import Ack, Syn
 from trireme_py.model import Direction, DropReason, Identity, Release, Result, Verdict
 from trireme_py.surplus import (
     Datagram,
@@ -34,16 +37,19 @@ class DatagramServer:
     def net_hello(self, turn: Turn, hello: Syn, datagram: Datagram) -> Result:
         """A claim of identity arrives, with or without the flow's first datagram."""
         shared, pod = self._shared, turn.pod
-        assert pod.identity is not None
+        waits = not self._anybody_may(turn)
+        if not waits and not hello.flags & wire.ASKS_ANSWER:
+            return self._let_in_unidentified(turn, datagram)
         flow = pod.datagrams.servers.get(turn.tuple5)
-        if flow is None or flow.hello_fixed != hello.fixed:
-            peer = shared.identities.resolve_untrusted(turn.now, pod.number, hello.id, hello.assertion)
-            waits = not self._anybody_may(turn)
-            if waits and not self._judge_client(turn, peer.identity, proven=False, announce_allow=False):
-                raise BadPacket(DropReason.POLICY)
-            if not waits and not hello.flags & wire.ASKS_ANSWER:
-                return self._let_in_unidentified(turn, datagram)
-            flow = self._answer(turn, hello, waits)
+        known = flow is not None and flow.hello_fixed == hello.fixed
+        if flow is not None and known and flow.stage is Stage.PROVEN:
+            return self._late(turn, datagram)
+        peer = shared.identities.resolve_untrusted(turn.now, pod.number, hello.id, hello.assertion)
+        if waits and not self._judge_client(turn, peer.identity, proven=False, announce_allow=False):
+            raise BadPacket(DropReason.POLICY)
+        if flow is None or not known or not flow.answer:
+            flow = self._answer(turn, hello, peer, flow)
+        flow.waits = waits
         pod.datagrams.servers.put(turn.tuple5, flow, turn.now.mono_ns)
         answer = with_message(towards_sender(turn.packet), b"", flow.answer, sealed=True)
         if len(answer) > turn.packet.length:
@@ -58,24 +64,35 @@ class DatagramServer:
             return Result(Verdict.HOLD, send=send)
         return Result(Verdict.PASS, packet=without_message(turn.packet, datagram.payload), send=send)
 
-    def _answer(self, turn: Turn, hello: Syn, waits: bool) -> ServerDatagrams:
+    def _answer(self, turn: Turn, hello: Syn, peer: Peer, previous: ServerDatagrams | None) -> ServerDatagrams:
         pod = turn.pod
         local = pod.identity
         assert local is not None
         _, own, own_port, other, other_port = turn.tuple5
-        peer = self._shared.identities.resolve_untrusted(turn.now, pod.number, hello.id, hello.assertion)
         key = self._shared.identities.pair_key(local, peer, local_is_client=False)
         nonce = self._shared.entropy(wire.NONCE_SIZE)
         answer = messages.encode_syn_ack(
             hello.fixed, local.id, nonce, (own, own_port or 0), (other, other_port or 0), local.assertion, key,
             kind=MessageType.ANSWER,
         )  # fmt: skip
-        previous = pod.datagrams.servers.pop(turn.tuple5)
-        if previous is not None:
-            drop_held(self._shared, pod, previous.held, DropReason.UNPROVEN)
-        return ServerDatagrams(
-            turn.tuple5, Stage.HELLO_CONSUMED, hello.fixed, peer, local, key, waits, turn.packet.length, answer, nonce
+        flow = ServerDatagrams(
+            turn.tuple5, Stage.HELLO_CONSUMED, hello.fixed, peer, local, key, True, turn.packet.length, answer, nonce
         )  # fmt: skip
+        if previous is not None and previous.hello_fixed == hello.fixed and previous.pair_key == key:
+            # It had begun with a RESUME, and answers to that may still be confirmed.
+            flow.confirm, flow.held = previous.confirm, previous.held
+        elif previous is not None:
+            drop_held(self._shared, pod, previous.held, DropReason.UNPROVEN)
+        return flow
+
+    def _late(self, turn: Turn, datagram: Datagram) -> Result:
+        """A datagram whose message has served already comes behind the proof, repeated or overtaken."""
+        live = turn.pod.live.get(turn.tuple5)
+        if datagram.sealed and not datagram.payload:
+            return self._consumed()
+        if live is None or live.cut or not self._judge_client(turn, live.identity, proven=True, announce_allow=False):
+            raise BadPacket(DropReason.REPEATED)
+        return Result(Verdict.PASS, packet=without_message(turn.packet, datagram.payload))
 
     def net_resume(self, turn: Turn, message: bytes, datagram: Datagram) -> Result:
         """A datagram arrives with a proof of its own; or, if we do not know the ticket, with a HELLO."""
@@ -101,29 +118,38 @@ class DatagramServer:
         known = pod.datagrams.servers.get(turn.tuple5)
         first = known is None or known.hello_fixed != resume.hello.fixed
         waits = not self._anybody_may(turn)
-        allowed = self._judge_client(turn, ticket.peer.identity, proven=True, announce_allow=first)
-        if not allowed:
+        if not self._judge_client(turn, ticket.peer.identity, proven=True, announce_allow=first):
             raise BadPacket(DropReason.POLICY)
         ticket.window.commit(resume.counter)
         pod.datagrams.tickets.put(resume.ticket, ticket, turn.now.mono_ns)
-        asked = waits or bool(resume.hello.flags & wire.ASKS_ANSWER)
-        confirm = encode_confirm(resume, (own, own_port or 0), (other, other_port or 0), ticket.key) if asked else b""
+        plain = without_message(turn.packet, datagram.payload)
+        if not waits and not resume.hello.flags & wire.ASKS_ANSWER:
+            self._remember_live(turn, ticket.peer.identity)  # nobody asks for more
+            return Result(turn.accept, packet=plain)
+        confirm = encode_confirm(resume, (own, own_port or 0), (other, other_port or 0), ticket.key)
+        if known is not None and not first and known.stage is not Stage.RESUME_CONSUMED:
+            # It was overtaken by the proof, or by the HELLO of a later datagram.
+            known.confirm = confirm
+            return Result(Verdict.PASS, packet=plain)
         flow = ServerDatagrams(
             turn.tuple5, Stage.RESUME_CONSUMED, resume.hello.fixed, ticket.peer, ticket.local, ticket.key, waits,
-            turn.packet.length, resume=resume, confirm=confirm,
+            turn.packet.length, confirm=confirm,
         )  # fmt: skip
-        if known is not None:
+        if known is not None and first:
             drop_held(self._shared, pod, known.held, DropReason.UNPROVEN)
+        elif known is not None:
+            flow.held = known.held
         pod.datagrams.servers.put(turn.tuple5, flow, turn.now.mono_ns)
-        return Result(Verdict.PASS, packet=without_message(turn.packet, datagram.payload))
+        return Result(Verdict.PASS, packet=plain)
 
     def app_reply(self, turn: Turn, flow: ServerDatagrams, datagram: Datagram) -> Result:
         """The pod answers on a flow whose datagrams prove themselves one by one: confirm that it is still us."""
         packet = turn.packet
         turn.pod.datagrams.servers.put(flow.key, flow, turn.now.mono_ns)
-        if not flow.confirm:
-            return Result(Verdict.PASS)
-        if not packet.truncated and room_for(len(datagram.payload), packet.transport, len(flow.confirm)):
+        if not self._judge_client(turn, flow.peer.identity, proven=True, announce_allow=False):
+            raise BadPacket(DropReason.POLICY)
+        free = not packet.truncated and not datagram.surplus
+        if free and room_for(len(datagram.payload), packet.transport, len(flow.confirm)):
             return Result(Verdict.PASS, packet=with_message(packet, datagram.payload, flow.confirm))
         return Result(Verdict.PASS, send=(with_message(packet, b"", flow.confirm, sealed=True),))
 
@@ -133,19 +159,16 @@ class DatagramServer:
         proof = messages.decode_ack_untrusted(message, MessageType.PROOF)
         if len(message) != wire.ACK.size:
             raise BadPacket(DropReason.MALFORMED_MESSAGE, "lengths")
-        answered = flow.answer[: wire.SYN_ACK.size] or flow.confirm
-        messages.check_mac(messages.ack_mac(flow.pair_key, flow.hello_fixed, answered, proof.header), proof.mac)
-        if flow.stage is not Stage.PROVEN:
-            announce = flow.stage is Stage.HELLO_CONSUMED
-            if not self._judge_client(turn, flow.peer.identity, proven=True, announce_allow=announce):
-                drop_held(self._shared, pod, flow.held, DropReason.POLICY)
-                raise BadPacket(DropReason.POLICY)
-            if flow.nonce:
-                ticket = Ticket(
-                    flow.peer, flow.local, flow.pair_key, (turn.tuple5[1], turn.tuple5[2] or 0), turn.tuple5[3]
-                )
-                pod.datagrams.tickets.put(flow.nonce, ticket, turn.now.mono_ns)
-            flow.stage = Stage.PROVEN
+        self._check_proof(flow, proof)
+        first = flow.stage is not Stage.PROVEN
+        announce = flow.stage is Stage.HELLO_CONSUMED and not flow.confirm
+        if not self._judge_client(turn, flow.peer.identity, proven=True, announce_allow=announce):
+            drop_held(self._shared, pod, flow.held, DropReason.POLICY)
+            raise BadPacket(DropReason.POLICY)
+        if first and flow.nonce:
+            ticket = Ticket(flow.peer, flow.local, flow.pair_key, (turn.tuple5[1], turn.tuple5[2] or 0), turn.tuple5[3])
+            pod.datagrams.tickets.put(flow.nonce, ticket, turn.now.mono_ns)
+        flow.stage = Stage.PROVEN
         self._remember_live(turn, flow.peer.identity)
         pod.datagrams.servers.put(flow.key, flow, turn.now.mono_ns)
         alone = datagram.sealed and not datagram.payload
@@ -156,9 +179,24 @@ class DatagramServer:
             return self._consumed(release=self._release(turn, flow))
         return Result(turn.accept, packet=without_message(turn.packet, datagram.payload))
 
+    @staticmethod
+    def _check_proof(flow: ServerDatagrams, proof: Ack) -> None:
+        """Raise BadPacket(BAD_MAC) unless it proves that the client heard our ANSWER or one of our CONFIRMs."""
+        said = [flow.answer[: wire.SYN_ACK.size]] if flow.answer else []
+        if flow.confirm:
+            said.append(confirmed_ends(flow.confirm))
+        macs = (messages.ack_mac(flow.pair_key, flow.hello_fixed, one, proof.header) for one in said)
+        if not any(compare_digest(mac, proof.mac) for mac in macs):
+            raise BadPacket(DropReason.BAD_MAC)
+
     def net_plain(self, turn: Turn, flow: ServerDatagrams) -> Result:
         """A datagram without a message arrives on a flow that is not proven yet."""
-        if not flow.waits:
+        if flow.stage is Stage.PROVEN:
+            if not self._judge_client(turn, flow.peer.identity, proven=True, announce_allow=False):
+                raise BadPacket(DropReason.POLICY)
+            self._remember_live(turn, flow.peer.identity)
+            return Result(turn.accept)
+        if self._anybody_may(turn):
             return Result(Verdict.PASS)
         # The proof was lost or overtaken: let it wait, and ask again as long as we have heard more than we have said.
         flow.request += turn.packet.length
@@ -200,10 +238,10 @@ class DatagramServer:
             Direction.INGRESS, None, packet.source, packet.protocol, packet.destination_port
         ).allowed
 
-    def _judge_client(self, turn: Turn, identity: Identity, *, proven: bool, announce_allow: bool) -> bool:
+    def _judge_client(self, turn: Turn, identity: Identity | None, *, proven: bool, announce_allow: bool) -> bool:
         return judge(
-            self._shared, turn, Direction.INGRESS, turn.tuple5, identity=identity, address=turn.packet.source,
-            port=turn.packet.destination_port, proven=proven, announce_allow=announce_allow,
+            self._shared, turn, Direction.INGRESS, turn.tuple5, identity=identity, address=turn.tuple5[3],
+            port=turn.tuple5[2], proven=proven, announce_allow=announce_allow,
         ).allowed  # fmt: skip
 
     def _remember_live(self, turn: Turn, identity: Identity | None) -> None:

@@ -10,7 +10,7 @@ from trireme_py.datagram_server import DatagramServer
 from trireme_py.endpoint import Endpoint, Shared, Turn, drop_held
 from trireme_py.errors import BadPacket
 from trireme_py.established import Established
-from trireme_py.model import Address, Direction, DropReason, Hook, Instant, Result, Verdict
+from trireme_py.model import Address, Direction, DropReason, Hook, Instant, Result
 from trireme_py.surplus import Datagram, read_datagram_untrusted
 from trireme_py.wire import MessageType
 
@@ -44,28 +44,29 @@ class Datagrams:
         tables = pod.datagrams
         if datagram.message is not None:
             if tables.own.pop(_name(packet.data)):
-                return Result(Verdict.PASS)
+                return self._client.own_left(turn)
             raise BadPacket(DropReason.UNEXPECTED, "a message of the exchange from the pod itself")
         live = pod.live.get(turn.tuple5)
-        if live is not None and not live.cut:
+        # A flow of our own that was cut may begin again, with an exchange.
+        if live is not None and (not live.cut or live.direction is Direction.INGRESS):
             return self._established.judge_again(turn, live)
         server = tables.servers.get(turn.tuple5)
-        if server is not None and server.stage is Stage.RESUME_CONSUMED:
+        if server is not None and server.confirm and server.stage is not Stage.PROVEN:
             return self._server.app_reply(turn, server, datagram)
+        anybody = pod.policy.decide(Direction.EGRESS, None, *_judged(turn)).allowed
         client = tables.clients.get(turn.tuple5)
         if client is not None and client.stage is not Stage.PROVEN:
-            return self._client.go_on(turn, client, datagram)
+            return self._client.go_on(turn, client, datagram, waits=not anybody)
         target = (packet.destination, packet.destination_port or 0)
-        anybody = pod.policy.decide(Direction.EGRESS, None, *_judged(turn)).allowed
         silent = not anybody and tables.silent.get(target)
-        if silent or not self._may_ask(turn, datagram) or not (anybody or pod.policy.may_open(packet.protocol)):
+        if silent or not self._may_ask(turn) or not (anybody or pod.policy.may_open(packet.protocol)):
             return self._established.datagram(turn)
         return self._client.begin(turn, datagram, waits=not anybody)
 
-    def _may_ask(self, turn: Turn, datagram: Datagram) -> bool:
+    def _may_ask(self, turn: Turn) -> bool:
         """Tell whether an exchange makes sense: we have an identity, and one single pod may have one there."""
         packet = turn.packet
-        if turn.pod.identity is None or datagram.surplus or packet.destination in turn.pod.addresses:
+        if turn.pod.identity is None or packet.destination in turn.pod.addresses:
             return False
         return packet.destination in self._shared.settings.identity_scope and not _is_multicast(packet.destination)
 
@@ -73,14 +74,16 @@ class Datagrams:
         pod = turn.pod
         tables = pod.datagrams
         if datagram.message is not None:
-            in_scope = turn.packet.source in self._shared.settings.identity_scope
-            if pod.identity is None or not in_scope:
-                raise BadPacket(DropReason.UNEXPECTED, "a message from outside the identity scope")
-            return self._message(turn, datagram, datagram.message)
+            if pod.identity is not None and turn.packet.source in self._shared.settings.identity_scope:
+                return self._message(turn, datagram, datagram.message)
+            if datagram.sealed:
+                raise BadPacket(DropReason.UNEXPECTED, "a message to nobody, or from outside the identity scope")
         live = pod.live.get(turn.tuple5)
-        if live is not None and not live.cut:
+        if live is not None and (not live.cut or live.direction is Direction.INGRESS):
             return self._established.judge_again(turn, live)
         client = tables.clients.get(turn.tuple5)
+        if live is not None and (client is None or client.stage is Stage.PROVEN):
+            raise BadPacket(DropReason.CUT)
         if client is not None:
             return self._client.net_plain(turn, client)
         server = tables.servers.get(turn.tuple5)
@@ -123,6 +126,7 @@ class Datagrams:
             self.sent(now, pod, data)
         for client in tables.clients.expire(now.mono_ns):
             drop_held(self._shared, pod, client.held, DropReason.HOLD_TIMEOUT)
+            drop_held(self._shared, pod, client.replies, DropReason.HOLD_TIMEOUT)
         for server in tables.servers.expire(now.mono_ns):
             drop_held(self._shared, pod, server.held, DropReason.HOLD_TIMEOUT)
         for table in (tables.warm, tables.tickets, tables.silent, tables.own):

@@ -208,9 +208,10 @@ def explain(shared: Shared, turn: Turn, failure: BadPacket | InvalidToken) -> No
     if failure.reason not in EXPLAINED:
         return
     answer = packet.flags & (SYN | ACK) == SYN | ACK
+    ours = answer or turn.tuple5 in turn.pod.datagrams.clients
     isn = packet.acknowledgement - 1 if answer else packet.sequence
     if _is_news(turn, turn.tuple5, isn % SEQUENCE_SPACE):
-        direction = Direction.EGRESS if answer else Direction.INGRESS
+        direction = Direction.EGRESS if ours else Direction.INGRESS
         decision = Decision(False, failure.reason, nearest=str(failure))
         _announce(shared, turn, direction, turn.tuple5, decision, None, False, None)
 

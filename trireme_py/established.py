@@ -20,17 +20,19 @@ class Established:
     def judge_again(self, turn: Turn, live: Live) -> Result:
         """A packet of an accepted connection without a current mark: policy has changed, or the mark is on its way."""
         endpoint, packet = turn.pod, turn.packet
-        if live.cut:
+        # A TCP connection that was cut is over. The ends of any other flow were not told: a new policy may let it go on.
+        if live.cut and (packet.protocol == Protocol.TCP or live.policy is endpoint.policy):
             return self._cut(packet)
         if live.policy is not endpoint.policy:
             decision = judge(
                 self._shared, turn, live.direction, turn.tuple5, identity=live.identity, address=live.address,
                 port=live.port, isn=live.isn, proven=live.identity is not None,
             )  # fmt: skip
-            if not decision.allowed:
-                live.cut = True
+            if packet.protocol != Protocol.TCP or decision.allowed:
+                live.policy = endpoint.policy
+            live.cut = not decision.allowed
+            if live.cut:
                 return self._cut(packet)
-            live.policy = endpoint.policy
         return Result(turn.accept)
 
     def _cut(self, packet: Packet) -> Result:

@@ -81,6 +81,8 @@ RESUME_MAC_OFFSET = 36
 #   70      2     the client's port, as the server sees it
 #   72      16    MAC
 CONFIRM = Struct("!12s16sQ16s16sHH16s")
+CONFIRM_COUNTER_OFFSET = 28
+CONFIRM_ENDS_OFFSET = 36
 CONFIRM_MAC_OFFSET = 72
 
 # AGAIN is a header alone: "send your HELLO once more, padded, so that I may answer it".

@@ -214,7 +214,6 @@ def test_first_flow_is_hello_answer_proof_and_the_second_proves_itself(network: 
     assert network.messages() == ["RESUME", "CONFIRM"]
 
 
-@not_yet
 def test_a_policy_change_cuts_a_young_flow_at_the_server_for_good(network: Network) -> None:
     client, server = proven_pair(network)
     server.set_policy(only_from("n/somebody"))
@@ -223,7 +222,6 @@ def test_a_policy_change_cuts_a_young_flow_at_the_server_for_good(network: Netwo
     assert server.read == []
 
 
-@not_yet
 def test_a_policy_change_cuts_a_young_flow_at_the_client_for_good(network: Network) -> None:
     client, server = proven_pair(network)
     client.set_policy(only_to("n/somebody"))
@@ -233,7 +231,6 @@ def test_a_policy_change_cuts_a_young_flow_at_the_client_for_good(network: Netwo
     assert (server.read, client.read) == ([], [])
 
 
-@not_yet
 def test_a_policy_change_between_confirmation_and_proof_is_heeded(network: Network) -> None:
     client, server = proven_pair(network)
     client.send(b"again", server, 40_001)
@@ -244,7 +241,6 @@ def test_a_policy_change_between_confirmation_and_proof_is_heeded(network: Netwo
     assert server.read == []
 
 
-@not_yet
 def test_two_queries_of_one_socket_are_both_answered(network: Network) -> None:
     """As glibc asks for A and AAAA: the second query is on its way when the first answer comes."""
     client, server = proven_pair(network)
@@ -260,7 +256,6 @@ def test_two_queries_of_one_socket_are_both_answered(network: Network) -> None:
     assert client.read == [b"a", b"aaaa"]
 
 
-@not_yet
 def test_a_flow_that_nobody_confirms_stops_proving_itself(network: Network) -> None:
     """The Service leads elsewhere now: what that backend gets to see must have an end."""
     client, server = network.pod("client", 1, only_to("n/server")), network.pod("server", 2, only_from("n/client"))
@@ -279,7 +274,6 @@ def test_a_flow_that_nobody_confirms_stops_proving_itself(network: Network) -> N
     assert len([one for one in seen if one.payload]) <= 4
 
 
-@not_yet
 def test_a_policy_change_ends_what_proves_itself_datagram_by_datagram(network: Network) -> None:
     client, server = proven_pair(network)
     client.send(b"one", server, 40_001)
@@ -288,7 +282,6 @@ def test_a_policy_change_ends_what_proves_itself_datagram_by_datagram(network: N
     assert server.read == [b"one"]
 
 
-@not_yet
 def test_a_large_first_datagram_reaches_a_server_that_asks(network: Network) -> None:
     """As QUIC begins: 1,200 octets. Nothing holds at the client, whose egress is open."""
     client, server = network.pod("client", 1, OPEN), network.pod("server", 2, only_from("n/client"))
@@ -296,7 +289,6 @@ def test_a_large_first_datagram_reaches_a_server_that_asks(network: Network) -> 
     assert server.read == [bytes(1200)]
 
 
-@not_yet
 def test_a_lost_hello_of_an_open_client_is_repeated(network: Network) -> None:
     client, server = network.pod("client", 1, OPEN), network.pod("server", 2, only_from("n/client"))
     client.meet(Hook.APPLICATION, datagram(client.address, 40_000, server.address, 514, b"lost"))
@@ -307,7 +299,6 @@ def test_a_lost_hello_of_an_open_client_is_repeated(network: Network) -> None:
     assert b"9" in server.read
 
 
-@not_yet
 def test_one_refused_backend_does_not_shut_the_service_for_the_other(network: Network) -> None:
     client = network.pod("client", 1, only_to("n/server"))
     server, other = network.pod("server", 2, only_from("n/client")), network.pod("other", 3, OPEN)
