@@ -20,7 +20,7 @@ class Established:
     def judge_again(self, turn: Turn, live: Live) -> Result:
         """A packet of an accepted connection without a current mark: policy has changed, or the mark is on its way."""
         endpoint, packet = turn.pod, turn.packet
-        # A TCP connection that was cut is over. The ends of any other flow were not told: a new policy may let it go on.
+        # A TCP connection that was cut is over. Nobody told the ends of any other flow: it may go on one day.
         if live.cut and (packet.protocol == Protocol.TCP or live.policy is endpoint.policy):
             return self._cut(packet)
         if live.policy is not endpoint.policy:

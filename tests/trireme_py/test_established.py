@@ -184,8 +184,8 @@ def test_flow_of_datagrams_is_judged_again_when_policy_changes() -> None:
     shop.world.run(0.1)
     assert len(shop.server.raw) == 2
     shop.server.set_policy(only_from())
-    for reason in (DropReason.CUT, DropReason.POLICY):
-        with shop.counts(server={reason: 1}):
+    for _ in range(2):
+        with shop.counts(server={DropReason.CUT: 1}):
             shop.world.inject(datagram)
             shop.world.run(0.1)
     shop.server.set_policy(OPEN)

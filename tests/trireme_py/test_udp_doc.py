@@ -75,9 +75,10 @@ def test_the_surplus_is_the_option_of_the_code() -> None:
 def test_what_the_macs_cover_is_named_by_its_size() -> None:
     text = re.sub(" +", " ", section("Keys and MACs"))
     hello, answer, header = wire.SYN.size, wire.SYN_ACK.size, wire.HEADER.size
-    resume, confirm = wire.RESUME.size, wire.CONFIRM.size
+    resume = wire.RESUME.size
     assert f'"{wire.PERSON_SYN_ACK.decode()}", HELLO[0:{hello}] | ANSWER[0:{wire.SYN_ACK_MAC_OFFSET}])' in text
-    for answered in (f"ANSWER[0:{answer}]", f"CONFIRM[0:{confirm}]"):
+    ends = f"CONFIRM[0:{wire.CONFIRM_COUNTER_OFFSET}] | CONFIRM[{wire.CONFIRM_ENDS_OFFSET}:{wire.CONFIRM_MAC_OFFSET}]"
+    for answered in (f"ANSWER[0:{answer}]", ends):
         assert f'"{wire.PERSON_ACK.decode()}", HELLO[0:{hello}] | {answered} | PROOF[0:{header}])' in text
     assert f'"{wire.PERSON_RESUME.decode()}", RESUME[0:{wire.RESUME_MAC_OFFSET}] | HELLO[0:{hello}] | server' in text
     covered = f"RESUME[0:{resume}] | HELLO[0:{hello}] | CONFIRM[0:{wire.CONFIRM_MAC_OFFSET}])"
