@@ -56,7 +56,10 @@ def read_udp(data: bytes) -> Read:
 
 
 def is_udp(data: bytes) -> bool:
-    return data[9 if data[0] >> 4 == 4 else 6] == UDP
+    """Tell UDP without IP options or extension headers, whatever its lengths and sums."""
+    if data[:1] == b"\x45":
+        return len(data) >= 28 and data[9] == UDP
+    return len(data) >= 48 and data[0] >> 4 == 6 and data[6] == UDP
 
 
 def translated(
@@ -101,3 +104,44 @@ def with_surplus(data: bytes, surplus: bytes, *, option: bool = True) -> bytes:
         surplus = area[:odd] + ((~total & 0xFFFF) or 0xFFFF).to_bytes(2, "big") + area[odd + 2 :]
     at = 12 if size == 4 else 8
     return ip(data[at : at + size], data[at + size : at + 2 * size], UDP, body + surplus)
+
+
+NAMES = {4: "HELLO", 5: "ANSWER", 6: "PROOF", 7: "RESUME", 8: "CONFIRM", 9: "AGAIN"}
+
+
+def has_surplus(data: bytes) -> bool:
+    """What the rules ask: whether the UDP header counts fewer octets than the IP packet has."""
+    start, length = (
+        (20, unpack_from("!H", data, 2)[0]) if data[0] >> 4 == 4 else (40, 40 + unpack_from("!H", data, 4)[0])
+    )
+    return len(data) >= start + 6 and length - start > int(unpack_from("!H", data, start + 4)[0])
+
+
+def is_whole(data: bytes) -> bool:
+    """Whether lengths agree and the IPv4 header's sum is right."""
+    start = 20 if data[0] >> 4 == 4 else 40
+    total = unpack_from("!H", data, 2)[0] if start == 20 else 40 + unpack_from("!H", data, 4)[0]
+    if len(data) < start + 8 or total > len(data) or (start == 20 and checksum(data[:20])):
+        return False
+    return 8 <= int(unpack_from("!H", data, start + 4)[0]) <= total - start
+
+
+def is_valid(data: bytes) -> bool:
+    """What connection tracking with checksum validation asks (net/netfilter/nf_conntrack_proto_udp.c)."""
+    return is_whole(data) and read_udp(data).tracked
+
+
+def kind_of_datagram(data: bytes) -> str:
+    """The name of the message in it; empty without one."""
+    message = read_udp(data).message if is_udp(data) and is_valid(data) else b""
+    return NAMES.get(message[5], "?") if len(message) > 5 else ""
+
+
+def describe_datagram(data: bytes) -> str:
+    """The payload if there is any, the message, and whether a socket would take it."""
+    if not is_valid(data):
+        return "damaged datagram"
+    one = read_udp(data)
+    words = [f"{len(one.payload)} octets"] if one.payload or not one.message else []
+    words += [kind_of_datagram(data)] if one.message else []
+    return ("" if one.delivered else "sealed ") + " + ".join(words)
