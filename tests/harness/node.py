@@ -21,8 +21,10 @@ from agent.nfqueue import CrashGuard, PodQueue
 from agent.rules import RuleBackend
 from agent.rules_restore import probe
 from agent.ruleset import PodRules
+from tests.harness import assertions
 from trireme_py.assertion import Claims, identity_id
 from trireme_py.auth import Authenticator
+from trireme_py.auth_pki import PkiAuthenticator
 from trireme_py.auth_psk import PskAuthenticator
 from trireme_py.datapath import Datapath
 from trireme_py.endpoint import DatapathSettings
@@ -86,6 +88,14 @@ class Rules:
 
 
 OPEN = Rules()
+
+
+def pki(node: str, authority: str = "authority") -> PkiAuthenticator:
+    """The authenticator of a node whose certificate holds now."""
+    now = int(time.time())
+    return assertions.pki_authenticator(
+        node, authority, trust_domain=TRUST_DOMAIN, not_before=now - 60, not_after=now + 7200
+    )
 
 
 def make_identity(
