@@ -120,6 +120,21 @@ def test_a_malformed_object_is_named_with_line_field_and_fix(
     assert str(found).startswith(f"bad.yaml:{line}: ")
 
 
+@pytest.mark.parametrize(
+    ("count", "problems"), [(25, []), (26, ["spec.egress", "spec.egress[0].to", "spec.egress[0].protocols"])]
+)
+def test_the_limits_of_a_cluster_policy_are_reported_and_its_rules_kept(count: int, problems: list[str]) -> None:
+    rule = (
+        f"{{action: Deny, to: [{', '.join(['{namespaces: {}}'] * count)}], "
+        f"protocols: [{', '.join(['{tcp: {destinationPort: {number: 80}}}'] * count)}]}}"
+    )
+    simple = "  - {action: Deny, to: [{namespaces: {}}]}\n" * (count - 1)
+    loaded = load_text(RULE + rule + "\n" + simple)
+    assert sorted(each.field for each in loaded.problems) == sorted(problems)
+    (found,) = loaded.policies
+    assert len(found.egress) == count
+
+
 def test_at_least_thirty_malformed_objects_are_tried() -> None:
     assert len(MALFORMED) >= 30
 
