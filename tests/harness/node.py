@@ -164,7 +164,7 @@ class Node:
         self.marks = marks or Marks()
         self.conntrack = NodeConntrack(router.path) if router is not None else None
         settings = DatapathSettings(
-            NetworkSet(IDENTITY_SCOPE),
+            NetworkSet((*IDENTITY_SCOPE, *pod_ranges)),
             NetworkSet(pod_ranges),
             addresses_of(router.path) if router is not None else frozenset(),
             require_translation_evidence,
@@ -218,6 +218,10 @@ class Node:
         self.backend.apply(pod.path, rules)
         held = self.pods[name] = HeldPod(pod, name, endpoint, queue, rules)
         return held
+
+    def set_identity(self, name: str, identity: LocalIdentity) -> None:
+        """Have a pod present another identity from its next connection on."""
+        self.call(lambda datapath: datapath.set_identity(self.pods[name].endpoint, identity))
 
     def set_policy(self, name: str, policy: PolicyView) -> None:
         """Change a pod's policy as the agent does: data path and queue first, then the rules' epoch."""
