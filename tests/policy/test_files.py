@@ -193,6 +193,42 @@ def test_one_object_twice_is_a_problem_and_the_first_stays() -> None:
     assert loaded.problems[0].line == 9
 
 
+@pytest.mark.parametrize(
+    ("kind", "version", "meant"),
+    [
+        ("pod", "v1", "Pod"),
+        ("Nampespace", "v1", "Namespace"),
+        ("NetworkPolcy", "networking.k8s.io/v1beta1", "NetworkPolicy"),
+        ("ClusterNetworkPolicies", "policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"),
+        ("CiliumNetworkPolicy", "cilium.io/v2", None),
+        ("Ingress", "networking.k8s.io/v1", None),
+        ("PodTemplate", "v1", None),
+        ("ServiceAccount", "v1", None),
+    ],
+)
+def test_a_misspelled_kind_is_told_from_one_of_another_tool(kind: str, version: str, meant: str | None) -> None:
+    loaded = load_text(f"apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x}}\n")
+    assert [(problem.line, problem.field, problem.hint) for problem in loaded.problems] == (
+        [(2, "kind", f"did you mean {meant}?")] if meant else []
+    )
+    assert [document.kind for document in loaded.others] == ([] if meant else [kind])
+
+
+def test_an_unknown_annotation_of_ours_is_a_problem_and_others_are_not() -> None:
+    text = """\
+apiVersion: v1
+kind: Pod
+metadata:
+  name: p
+  annotations: {example.org/x: y, trireme.io/network-namespace: p, trireme.io/network-namepsace: p}
+"""
+    loaded = load_text(text)
+    assert [(problem.field, problem.hint) for problem in loaded.problems] == [
+        ('metadata.annotations["trireme.io/network-namepsace"]', "did you mean trireme.io/network-namespace?")
+    ]
+    assert len(loaded.pods) == 1
+
+
 def test_a_pod_keeps_what_the_agent_needs() -> None:
     loaded = load_text("""\
 apiVersion: v1
