@@ -7,6 +7,7 @@ continues where the one before it stood.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -59,6 +60,8 @@ class FolderReader:
         self._seen: frozenset[tuple[str, int, int, int]] = frozenset()
         self._own: list[dict[str, Any]] | None = None
         """The agent's own configuration as it was at the start."""
+        self._owners: dict[str, str] = {}
+        """From ``object.key`` to the file it was last taken from: a second copy elsewhere does not replace it."""
 
     def first(self) -> Folder:
         """Read the folder at start-up.
@@ -68,6 +71,9 @@ class FolderReader:
         """
         self._seen = self._signature()
         loaded = load_folder(self._folder)
+        if loaded.problems:
+            self._owners = self._earlier_owners()
+            loaded = load_folder(self._folder, self._owners)
         orphans: set[str] = set()
         for file in {problem.file for problem in loaded.problems}:
             copy = load_file(self._copy_of(file))
@@ -79,12 +85,13 @@ class FolderReader:
             problems = [str(problem) for problem in loaded.problems if problem.file in orphans]
             text = "\n".join([*problems, "nothing is enforced anew until this is corrected; run: trireme policy check"])
             raise ConfigError(text)
+        self._forget_others()
         return self._merge(loaded)
 
     def read(self) -> Folder:
         """Read the folder; broken files stand as they were when they were last good."""
         self._seen = self._signature()
-        loaded = load_folder(self._folder)
+        loaded = load_folder(self._folder, self._owners)
         if any(problem.file == str(self._folder) for problem in loaded.problems):
             # The folder itself cannot be read. It did not become empty; all stays as it was.
             return self._merge(Loaded(problems=loaded.problems), keep_all=True)
@@ -125,12 +132,15 @@ class FolderReader:
 
         objects: dict[str, Object] = {}
         sources: dict[str, Document] = {}
+        owners: dict[str, str] = {}
         # An object that moved from a file that is now broken into a good one is taken from the good one.
         for file in sorted(now, key=lambda file: (file in broken, file)):
             for item in now[file].objects:
                 if item.key not in objects:
                     objects[item.key] = item
                     sources[item.key] = now[file].sources[item.key]
+                    owners[item.key] = file
+        self._owners = owners
         return Folder(tuple(objects.values()), (*loaded.problems, *self._others(loaded)), sources)
 
     def _others(self, loaded: Loaded) -> Iterator[Problem]:
@@ -146,7 +156,23 @@ class FolderReader:
                 yield Problem(other.file, other.line, "kind", text, "correct the kind, or remove the document")
 
     def _copy_of(self, file: str) -> Path:
-        return self._last_good / (quote(file, safe="") + ".yaml")
+        # Absolute: an agent that is started from another directory finds the copies of the one before it.
+        return self._last_good / (quote(os.path.abspath(file), safe="") + ".yaml")
+
+    def _earlier_owners(self) -> dict[str, str]:
+        """Return which file an earlier agent took each object from, as far as its copies tell."""
+        owners: dict[str, str] = {}
+        for file in sorted(path for path, *_ in self._seen):
+            if (copy := self._copy_of(file)).is_file():
+                owners.update((item.key, file) for item in load_file(copy).objects)
+        return owners
+
+    def _forget_others(self) -> None:
+        """Remove the copies of files that went while no agent ran: what is kept is what is in force."""
+        kept = {self._copy_of(path).name for path, *_ in self._seen}
+        for copy in self._last_good.glob("*.yaml"):
+            if copy.name not in kept:
+                copy.unlink(missing_ok=True)
 
     def _keep(self, file: str) -> None:
         """Keep a copy; best effort, because a full disk must not keep a good change from applying."""

@@ -19,9 +19,12 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
@@ -37,6 +40,12 @@ from trireme_py.model import Address
 
 DEFAULT_MTU: Final = 1500
 MAX_PODS: Final = 255
+READY_TIMEOUT_S: Final = 10.0
+"""Linux may put off the news of a carrier by a second; the rest is a busy machine's."""
+_FIRST_ROUTER_INDEX: Final = 1000
+_RTMGRP_IPV6_IFADDR: Final = 0x100  # include/uapi/linux/rtnetlink.h
+_IFA_F_TENTATIVE: Final = 0x40  # include/uapi/linux/if_addr.h
+_LINK_LOCAL: Final = "20"  # IPV6_ADDR_LINKLOCAL as /proc/net/if_inet6 shows it, include/net/ipv6.h
 _TABLE: Final = "trm_lab"
 _NAME: Final = re.compile(r"trm-[a-z0-9]+-(?P<pid>[0-9]+)-[a-z0-9-]+")
 _WORD: Final = re.compile(r"[a-z0-9]{1,16}")
@@ -155,8 +164,10 @@ class Lab:
         netns.create(pod.path)
         self._pods.append(pod)
         pod.run(_turn_off_address_detection)
-        self.router.run(lambda: _add_link(pod, mtu))
+        self.router.run(lambda: _add_link(pod, number, mtu))
         pod.run(lambda: _configure_pod(pod, mtu))
+        self.router.run(lambda: _await_ipv6(pod.router_interface))
+        pod.run(lambda: _await_ipv6("eth0"))
         return pod
 
     def add_service(self, target: LabPod, *, port: int | None = None, target_port: int | None = None) -> LabService:
@@ -250,11 +261,13 @@ def _prepare_router() -> None:
         route.link("set", index=1, state="up")
 
 
-def _add_link(pod: LabPod, mtu: int) -> None:
+def _add_link(pod: LabPod, number: int, mtu: int) -> None:
+    # A pair with one and the same index at both ends is no pair to net/core/link_watch.c (linkwatch_urgent_event), and
+    # learns of its carrier up to a second late. Left to itself, a lab's first pair would be one.
+    index = _FIRST_ROUTER_INDEX + number
     with IPRoute() as route:
         peer = {"ifname": "eth0", "net_ns_fd": os.fspath(pod.path)}
-        route.link("add", ifname=pod.router_interface, kind="veth", peer=peer)
-        index = route.link_lookup(ifname=pod.router_interface)[0]
+        route.link("add", index=index, ifname=pod.router_interface, kind="veth", peer=peer)
         route.link("set", index=index, mtu=mtu)
         route.addr("add", index=index, address=str(pod.gateway4), prefixlen=24)
         route.addr("add", index=index, address=str(pod.gateway6), prefixlen=64)
@@ -271,6 +284,29 @@ def _configure_pod(pod: LabPod, mtu: int) -> None:
         route.link("set", index=index, state="up")
         route.route("add", dst="0.0.0.0/0", gateway=str(pod.gateway4))
         route.route("add", dst="::/0", gateway=str(pod.gateway6))
+
+
+def _await_ipv6(interface: str) -> None:
+    """Return when IPv6 works on an interface of this thread's namespace.
+
+    The end whose peer comes up last learns of its carrier from a work queue, and has no link-local address before. A
+    neighbour solicitation sent meanwhile is lost, and the packet behind it waits a second for the next.
+    Raises :class:`KernelError` if it takes longer than READY_TIMEOUT_S.
+    """
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as changes:
+        changes.bind((0, _RTMGRP_IPV6_IFADDR))
+        while not _has_ipv6(interface):
+            if not select.select([changes], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise KernelError(f"{interface}: IPv6 not ready after {READY_TIMEOUT_S:.0f} s; see 'ip -6 addr'")
+            changes.recv(65536)
+
+
+def _has_ipv6(interface: str) -> bool:
+    """Tell whether an interface has a link-local address and no address that is not to be used yet."""
+    rows = (row.split() for row in Path("/proc/thread-self/net/if_inet6").read_text(encoding="ascii").splitlines())
+    states = [(scope, int(flags, 16)) for _, _, _, scope, flags, name in rows if name == interface]
+    return any(scope == _LINK_LOCAL for scope, _ in states) and not any(flags & _IFA_F_TENTATIVE for _, flags in states)
 
 
 def _delete_pod_links() -> None:

@@ -17,8 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from watchfiles import Change, watch
-
 from agent import config as configuration
 from agent.backends import make_backend
 from agent.config import AgentConfig
@@ -40,9 +38,9 @@ from agent.notify import notify
 from agent.observe import ObserveServer
 from agent.runtime import RuntimeDirectory
 from agent.standalone import Standalone
+from agent.watching import follow
 from policy.addresses import parse_network
 from policy.engine import PolicyEngine
-from policy.files import SUFFIXES
 from policy.view import PRIVATE_NETWORKS, Settings
 from trireme_py.auth import Authenticator
 from trireme_py.datapath import Datapath
@@ -55,9 +53,6 @@ from trireme_py.networks import NetworkSet
 log = logging.getLogger(__name__)
 
 OWN_NAMESPACE: Final = Path("/proc/self/ns/net")
-SETTLE_MS: Final = 100
-"""A change of the folder is read when nothing more has changed for this long: an editor writes in several steps."""
-TICK_MS: Final = 1000
 
 
 def run(folder: Path) -> None:
@@ -181,27 +176,3 @@ def load_authenticator(config: AgentConfig) -> Authenticator:
     if paths.key is None or paths.certificate is None or paths.authority is None:
         raise ConfigError("spec.credentials: key, certificate and authority are needed")
     return load_pki(paths.key, paths.certificate, paths.authority, config.trust_domain, time.time())
-
-
-def follow(folder: Path, standalone: Standalone, stop: threading.Event) -> None:
-    """Bring each change of ``folder`` into force, and tick once a second, until ``stop`` is set."""
-    changes = watch(
-        folder,
-        watch_filter=is_configuration,
-        debounce=10 * SETTLE_MS,
-        step=SETTLE_MS,
-        stop_event=stop,
-        rust_timeout=TICK_MS,
-        yield_on_timeout=True,
-        raise_interrupt=False,
-    )
-    for change in changes:
-        if change:
-            standalone.changed()
-        else:
-            standalone.tick()
-
-
-def is_configuration(_change: Change, path: str) -> bool:
-    """Tell whether a changed path matters: our kinds of files, and the hidden links by which ConfigMaps are swapped."""
-    return path.endswith(SUFFIXES) or Path(path).name.startswith("..") or Path(path).is_dir()

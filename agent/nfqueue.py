@@ -41,7 +41,6 @@ instead, which costs it some retransmissions."""
 HOLD_LIMIT_NS: Final = 10_000_000_000
 """The data path releases what it holds after a second. What it forgot (it crashed) must not fill the kernel's queue."""
 
-_NETLINK_NETFILTER: Final = 12  # include/uapi/linux/netlink.h
 _IPV6_HDRINCL: Final = 36  # include/uapi/linux/in6.h
 _SO_RCVBUFFORCE: Final = 33  # include/uapi/asm-generic/socket.h
 _PRE_ROUTING: Final = 0  # include/uapi/linux/netfilter.h
@@ -177,10 +176,11 @@ class PodQueue:
         self._held: dict[int, tuple[_Arrival, int]] = {}
         """ticket -> (packet, when it was held, monotonic ns); oldest first"""
         self._tickets = itertools.count(1)
-        netlink, self._ipv4, self._ipv6, self._proc = netns.run_inside(namespace, _open_sockets)
+        self._ipv4, self._ipv6, self._proc = netns.run_inside(namespace, _open_sockets)
         try:
-            with netlink:
-                self._queue = NetfilterQueue(sockfd=netlink.fileno())
+            # Made inside, so that the kernel chooses a port id that is free there. NetfilterQueue(sockfd=…) would ask
+            # for the one it got outside, and whoever is first to bind that one inside, the pod included, locks us out.
+            self._queue = netns.run_inside(namespace, NetfilterQueue)
             # A buffer that any user may have; NetfilterQueue warns if it gets another size than it asked for.
             self._queue.bind(queue, self._arrive, QUEUE_LENGTH, COPY_PACKET, 0xFFFF, 1 << 16)
             _enlarge_buffer(self._queue.get_fd())
@@ -199,6 +199,8 @@ class PodQueue:
         """Close the queue and let go of the namespace. The kernel drops the packets that still wait in it."""
         self._queue.unbind()
         del self._queue
+        # Each packet holds on to its queue, and the queue's socket to the namespace.
+        self._arrived.clear()
         self._held.clear()
         self._close_sockets()
 
@@ -346,15 +348,14 @@ class PodQueue:
             log.warning("cannot send a packet of our own", extra=fields(to=destination, error=error))
 
 
-def _open_sockets() -> tuple[socket.socket, socket.socket, socket.socket | None, int]:
-    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+def _open_sockets() -> tuple[socket.socket, socket.socket | None, int]:
     ipv4 = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
     ipv6 = None
     if Path("/proc/sys/net/ipv6").exists():
         ipv6 = socket.socket(socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
         ipv6.setsockopt(socket.IPPROTO_IPV6, _IPV6_HDRINCL, 1)
     # An open file of /proc/net shows the namespace it was opened in.
-    return netlink, ipv4, ipv6, os.open("/proc/thread-self/net/netfilter/nfnetlink_queue", os.O_RDONLY | os.O_CLOEXEC)
+    return ipv4, ipv6, os.open("/proc/thread-self/net/netfilter/nfnetlink_queue", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _enlarge_buffer(descriptor: int) -> None:

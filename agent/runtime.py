@@ -7,7 +7,7 @@
     last-good/      the last good text of each file of the configuration folder
     observe.sock    the observe socket
 
-Everything is for root alone (mode 0700).
+Everything is for root alone: the directory is made with mode 0700, and one that others may write is refused.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,9 @@ import msgspec
 from trireme_py.errors import ConfigError, KernelError
 
 STATE_VERSION: Final = 1
+LOCK: Final = "agent.lock"
+_FORGET: Final = "remove it, then run: trireme cleanup --config DIR"
+"""Without the record, the folder is what says where rules of ours may be."""
 
 
 class Recorded(msgspec.Struct, frozen=True, rename="camel"):
@@ -64,10 +68,11 @@ class RuntimeDirectory:
         return self.path / "state.json"
 
     def lock(self) -> None:
-        """Take the directory for this process. Raises ConfigError if an agent runs, or it cannot be made."""
+        """Take the directory for this process. Raises ConfigError if an agent runs, or it cannot be made or trusted."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(self.path / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._check_owner()
+            descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise ConfigError(
                 f"runtime directory {self.path}: {error.strerror}; run as root or set spec.runtimeDirectory"
@@ -84,6 +89,16 @@ class RuntimeDirectory:
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._lock = descriptor
 
+    def _check_owner(self) -> None:
+        """Refuse a directory in which somebody else could put a record, or a link where a file of ours will be."""
+        status = self.path.stat()
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            mode = stat.S_IMODE(status.st_mode)
+            raise ConfigError(
+                f"runtime directory {self.path}: others may write there (user {status.st_uid}, mode {mode:04o}); "
+                "set spec.runtimeDirectory to a directory of root's own"
+            )
+
     def read(self) -> list[Recorded]:
         """Return what an agent recorded; nothing if there is no record.
 
@@ -94,26 +109,41 @@ class RuntimeDirectory:
         except FileNotFoundError:
             return []
         except (OSError, msgspec.MsgspecError) as error:
-            raise ConfigError(f"{self._state}: {error}; remove it, then clean each namespace by name") from error
+            raise ConfigError(f"{self._state}: {error}; {_FORGET}") from error
         if state.version != STATE_VERSION:
-            raise ConfigError(f"{self._state}: version {state.version} is not {STATE_VERSION}; run: trireme cleanup")
+            raise ConfigError(f"{self._state}: version {state.version} is not {STATE_VERSION}; {_FORGET}")
         return state.pods
 
     def write(self, pods: Iterable[Recorded]) -> None:
         """Replace the record as a whole. Raises KernelError if it cannot be written."""
         fresh = self._state.with_suffix(".new")
         try:
-            fresh.write_bytes(msgspec.json.encode(_State(STATE_VERSION, list(pods))))
+            with open(fresh, "wb", opener=_for_root_alone) as stream:
+                stream.write(msgspec.json.encode(_State(STATE_VERSION, list(pods))))
             fresh.replace(self._state)
         except OSError as error:
             raise KernelError(f"{self._state}: {error.strerror}; free some space in {self.path}") from error
 
-    def remove(self) -> None:
-        """Remove the directory and all in it; the caller holds the lock."""
-        shutil.rmtree(self.path, ignore_errors=True)
+    def remove(self) -> bool:
+        """Remove what is ours, and the directory if nothing else is in it; tell whether it is gone.
+
+        The caller holds the lock. What is not ours stays: the path may be a mistake, of the folder with the keys, say.
+        """
+        shutil.rmtree(self.last_good, ignore_errors=True)
+        for path in (self._state.with_suffix(".new"), self._state, self.observe_socket, self.path / LOCK):
+            path.unlink(missing_ok=True)
+        try:
+            self.path.rmdir()
+        except OSError:
+            return False
+        return True
 
     def release(self) -> None:
         """Let the directory go, with what is in it."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _for_root_alone(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)

@@ -9,14 +9,17 @@ whose tier, priority or subject cannot be read.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from policy.fields import FieldProblem, Fields, convert, without_nulls
+from policy.document import join
+from policy.fields import FieldProblem, Fields, convert, did_you_mean, without_nulls
 from policy.objects import (
     EVERYTHING,
     MODE_ANNOTATION,
     NAMESPACE_NAME_LABEL,
+    NETWORK_NAMESPACE_ANNOTATION,
     Action,
     BrokenClusterRule,
     BrokenRule,
@@ -46,12 +49,23 @@ from policy.validate import (
 )
 from trireme_py.model import Direction
 
-__all__ = ["FieldProblem", "decode", "is_ours"]
+__all__ = ["FieldProblem", "decode", "intended_kind", "is_ours"]
+
+_ANNOTATION_PREFIX: Final = "trireme.io/"
+_ANNOTATIONS: Final = (MODE_ANNOTATION, NETWORK_NAMESPACE_ANNOTATION)
 
 
 def is_ours(kind: object) -> bool:
     """Tell whether :func:`decode` reads this kind, or knows why it must not be ignored."""
     return kind in _KINDS or kind in _REPLACED
+
+
+def intended_kind(kind: str, api_version: str) -> str | None:
+    """Return the kind that ``kind`` is a slip of the pen for; None if it is another tool's business."""
+    group = api_version.rpartition("/")[0]
+    names = {name.lower(): name for name, (version, _) in _KINDS.items() if version.rpartition("/")[0] == group}
+    near = difflib.get_close_matches(kind.lower(), names, n=1, cutoff=0.8)
+    return names[near[0]] if near else None
 
 
 def decode(data: Mapping[str, Any]) -> tuple[Object | None, tuple[FieldProblem, ...]]:
@@ -250,6 +264,11 @@ class _Metadata:
         if mode not in (None, "audit", "enforce"):
             field = f'annotations["{MODE_ANNOTATION}"]'
             self.fields.problem(field, f"{mode!r} is not a mode; the object is enforced", "write audit or enforce")
+        for key in found:
+            if key.startswith(_ANNOTATION_PREFIX) and key not in _ANNOTATIONS:
+                # Passed over in silence, a pod would not be enforced.
+                hint = did_you_mean(key, _ANNOTATIONS)
+                self.fields.problem(join("annotations", key), "unknown annotation", hint)
         return found
 
 

@@ -52,7 +52,7 @@ class Fields:
         """Report every field that is not one of ``names``."""
         for key in self.data:
             if key not in names:
-                self.problem(join("", key), "unknown field", _did_you_mean(key, names))
+                self.problem(join("", key), "unknown field", did_you_mean(key, names))
 
     def section(self, name: str, *, required: bool = False) -> Fields:
         """Return the mapping called ``name``, or an empty one."""
@@ -189,7 +189,7 @@ def _explain(text: str, value: Any) -> tuple[str, str, str]:
     assert match is not None
     message, path = match["text"], (match["path"] or "").removeprefix(".")
     if unknown := _UNKNOWN.fullmatch(message):
-        return _under(path, join("", unknown[1])), "unknown field", _did_you_mean(unknown[1], _field_names())
+        return _under(path, join("", unknown[1])), "unknown field", did_you_mean(unknown[1], _field_names())
     if missing := _MISSING.fullmatch(message):
         return _under(path, missing[1]), "is missing", f"add {missing[1]}:"
     if message.startswith("Invalid enum value"):
@@ -211,7 +211,8 @@ def _field_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _did_you_mean(name: str, known: tuple[str, ...]) -> str:
+def did_you_mean(name: str, known: tuple[str, ...]) -> str:
+    """Return a hint that names the nearest of ``known``."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else "remove it, or correct its indentation"
 

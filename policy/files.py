@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from policy.decode import decode, is_ours
+from policy.decode import decode, intended_kind, is_ours
 from policy.document import MAX_BYTES, DocumentError, Lines, join, read_documents_untrusted
 from policy.objects import ClusterNetworkPolicy, Namespace, NetworkPolicy, Object, Pod
 
@@ -72,9 +72,10 @@ class Loaded:
         return tuple(item for item in self.objects if isinstance(item, NetworkPolicy | ClusterNetworkPolicy))
 
 
-def load_folder(folder: Path) -> Loaded:
+def load_folder(folder: Path, owners: Mapping[str, str] | None = None) -> Loaded:
     """Read every ``.yaml``, ``.yml`` and ``.json`` file below ``folder``, in the order of their names.
 
+    Of two files with the same object the first one counts, or else the one that ``owners`` names, by ``object.key``.
     Names that begin with a dot are passed over: a mounted ConfigMap keeps its files a second time in such a folder.
     """
     if not folder.is_dir():
@@ -88,8 +89,8 @@ def load_folder(folder: Path) -> Loaded:
     if len(files) > MAX_FILES:
         text = f"holds {len(files)} files; only the first {MAX_FILES} are read"
         extra = [Problem(str(folder), 0, "", text, "name the folder that holds the policies")]
-        return _load(files[:MAX_FILES], extra)
-    return _load(files, [])
+        return _load(files[:MAX_FILES], extra, owners)
+    return _load(files, [], owners)
 
 
 def load_file(file: Path) -> Loaded:
@@ -126,7 +127,7 @@ def _files(folder: Path) -> Iterator[Path]:
             yield entry
 
 
-def _load(files: list[Path], problems: list[Problem]) -> Loaded:
+def _load(files: list[Path], problems: list[Problem], owners: Mapping[str, str] | None = None) -> Loaded:
     def documents() -> Iterator[Document | Problem]:
         for file in files:
             try:
@@ -146,7 +147,7 @@ def _load(files: list[Path], problems: list[Problem]) -> Loaded:
                 continue
             yield from _documents(text, str(file))
 
-    return _collect(documents(), problems)
+    return _collect(documents(), problems, owners)
 
 
 def _unreadable(path: Path, error: OSError) -> Problem:
@@ -186,7 +187,9 @@ def _unfold(data: Any, lines: Lines, file: str) -> Iterator[Document | Problem]:
     yield Document(file, lines.line, kind, version, data, lines)
 
 
-def _collect(documents: Iterator[Document | Problem], problems: list[Problem]) -> Loaded:
+def _collect(
+    documents: Iterator[Document | Problem], problems: list[Problem], owners: Mapping[str, str] | None = None
+) -> Loaded:
     objects: dict[str, Object] = {}
     sources: dict[str, Document] = {}
     others: list[Document] = []
@@ -195,7 +198,13 @@ def _collect(documents: Iterator[Document | Problem], problems: list[Problem]) -
             problems.append(document)
             continue
         if not is_ours(document.kind):
-            others.append(document)
+            meant = intended_kind(document.kind, document.api_version)
+            if meant is None:
+                others.append(document)
+            else:
+                # Passed over in silence, what it denies would be open.
+                text, line = f"{document.kind} is not a known kind", document.line_of("kind")
+                problems.append(Problem(document.file, line, "kind", text, f"did you mean {meant}?"))
             continue
         item, found = decode(document.data)
         problems.extend(
@@ -204,10 +213,13 @@ def _collect(documents: Iterator[Document | Problem], problems: list[Problem]) -
         if item is None:
             continue
         if item.key in objects:
-            first = sources[item.key]
+            first, second = sources[item.key], document
+            if owners is not None and owners.get(item.key) == second.file != first.file:
+                first, second = second, first
+                objects[item.key], sources[item.key] = item, first
             text = f"{item.key} is there already ({first.file}:{first.line}); this one is left out"
-            line = document.line_of("metadata.name")
-            problems.append(Problem(document.file, line, "metadata.name", text, "rename or remove one of them"))
+            line = second.line_of("metadata.name")
+            problems.append(Problem(second.file, line, "metadata.name", text, "rename or remove one of them"))
             continue
         objects[item.key] = item
         sources[item.key] = document

@@ -22,6 +22,8 @@ NAMESPACE_NAME_LABEL: Final = "kubernetes.io/metadata.name"
 """The API server puts it on every namespace; objects from files get it here."""
 MODE_ANNOTATION: Final = "trireme.io/mode"
 """On a policy, or on a namespace for all NetworkPolicies in it: ``audit`` or ``enforce``."""
+NETWORK_NAMESPACE_ANNOTATION: Final = "trireme.io/network-namespace"
+"""On a Pod: the network namespace it runs in, a name of ``ip netns`` or a path. The agent reads it."""
 
 _EMPTY: Final[Mapping[str, str]] = MappingProxyType({})
 

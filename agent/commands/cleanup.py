@@ -47,10 +47,10 @@ def command(ctx: click.Context, folder: Path | None, runtime_directory: Path | N
             for text in failed:
                 click.echo(f"trireme cleanup: {text}", err=True)
             ctx.exit(1)
-        runtime.remove()
+        gone = runtime.remove()
         runtime.release()
         if existed:
-            click.echo(f"removed {path}")
+            click.echo(f"removed {path}" if gone else f"removed what was the agent's in {path}; the rest is not ours")
     except TriremeError as error:
         click.echo(f"trireme cleanup: {error}", err=True)
         ctx.exit(2)

@@ -89,6 +89,32 @@ def test_a_second_copy_of_an_object_breaks_its_file_alone(folder: Path, reader: 
     assert "is there already" in state.problems[0].message
 
 
+def test_a_second_copy_does_not_take_an_object_from_the_file_it_was_in(folder: Path, tmp_path: Path) -> None:
+    (folder / "b.yaml").write_text(pod("p", "first"))
+    reader = FolderReader(folder, tmp_path / "last-good")
+    reader.first()
+    (folder / "a.yaml").write_text(pod("q") + "---\n" + pod("p", "second"))
+    for state in (reader.read(), reader.read()):
+        assert apps(state) == {"p": "first"}
+        assert [problem.file for problem in state.problems] == [str(folder / "a.yaml")]
+    with pytest.raises(ConfigError, match=r"a\.yaml:7: metadata\.name: Pod/shop/p is there already"):
+        FolderReader(folder, tmp_path / "last-good").first()
+    (folder / "b.yaml").unlink()
+    assert apps(reader.read()) == {"p": "second", "q": "web"}
+
+
+@pytest.mark.parametrize("kind", ["NetworkPolcy", "Networkpolicy", "NetworkPolicies"])
+def test_a_misspelled_kind_breaks_its_file(folder: Path, reader: FolderReader, kind: str) -> None:
+    (folder / "a.yaml").write_text(POLICY)
+    reader.first()
+    (folder / "a.yaml").write_text(POLICY.replace("NetworkPolicy", kind))
+    state = reader.read()
+    assert keys(state) == {"NetworkPolicy/shop/only-web"}
+    assert [str(problem) for problem in state.problems] == [
+        f"{folder}/a.yaml:2: kind: {kind} is not a known kind; did you mean NetworkPolicy?"
+    ]
+
+
 def test_a_broken_file_at_the_start_is_refused(folder: Path, reader: FolderReader) -> None:
     (folder / "a.yaml").write_text(POLICY.replace("podSelector", "podSelectr"))
     with pytest.raises(ConfigError, match=r"a\.yaml:5: spec\.podSelectr: .*\n.*trireme policy check"):
@@ -115,6 +141,19 @@ def test_a_file_that_is_gone_leaves_no_copy_to_come_back(folder: Path, tmp_path:
     (folder / "a.yaml").write_text("kind: [")
     with pytest.raises(ConfigError):
         FolderReader(folder, tmp_path / "last-good").first()
+
+
+def test_an_agent_started_elsewhere_finds_the_copies_and_only_what_is_in_force(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "a.yaml").write_text(pod("a", "good"))
+    (folder / "gone.yaml").write_text(pod("b"))
+    FolderReader(folder, tmp_path / "last-good").first()
+    (folder / "a.yaml").write_text("kind: [")
+    (folder / "gone.yaml").unlink()
+    monkeypatch.chdir(folder)
+    assert apps(FolderReader(Path(), tmp_path / "last-good").first()) == {"a": "good"}
+    assert len(list((tmp_path / "last-good").iterdir())) == 1
 
 
 def test_a_folder_that_vanishes_changes_nothing(folder: Path, reader: FolderReader) -> None:

@@ -22,9 +22,21 @@ def test_what_is_written_can_be_read_by_the_next_agent(tmp_path: Path) -> None:
     second = RuntimeDirectory(tmp_path / "run")
     second.lock()
     assert second.read() == [RECORD]
-    second.remove()
+    assert second.remove()
     second.release()
     assert not (tmp_path / "run").exists()
+
+
+def test_removing_leaves_what_is_not_ours(tmp_path: Path) -> None:
+    """``trireme cleanup --runtime-directory`` may be given the folder with the keys by mistake."""
+    (tmp_path / "psk.key").write_text("secret")
+    runtime = RuntimeDirectory(tmp_path)
+    runtime.lock()
+    runtime.write([RECORD])
+    (tmp_path / "last-good").mkdir()
+    assert not runtime.remove()
+    runtime.release()
+    assert [path.name for path in tmp_path.iterdir()] == ["psk.key"]
 
 
 def test_two_agents_are_kept_apart(tmp_path: Path) -> None:
@@ -51,14 +63,24 @@ def test_it_is_for_root_alone(tmp_path: Path) -> None:
     runtime = RuntimeDirectory(tmp_path / "run")
     runtime.lock()
     assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
+    runtime.write([RECORD])
+    assert (tmp_path / "run" / "state.json").stat().st_mode & 0o777 == 0o600
     runtime.release()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770])
+def test_a_directory_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(mode)
+    with pytest.raises(ConfigError, match=r"others may write.*spec\.runtimeDirectory"):
+        RuntimeDirectory(tmp_path).lock()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("text", ["{", '{"version": 2, "pods": []}', '{"version": 1, "pods": [{"pod": "a/b"}]}'])
 def test_a_record_that_cannot_be_read_is_not_forgotten(tmp_path: Path, text: str) -> None:
     runtime = RuntimeDirectory(tmp_path)
     (tmp_path / "state.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"state\.json"):
+    with pytest.raises(ConfigError, match=r"state\.json.*remove it, then run: trireme cleanup --config DIR"):
         runtime.read()
 
 

@@ -72,12 +72,14 @@ class Recorder:
         namespace: Path,
         *,
         addresses: tuple[Address, ...],
-        identity: LocalIdentity,
+        identity: LocalIdentity | None,
         policy: PolicyView,
         epoch: int,
     ) -> None:
         self._step("attach", pod, namespace.name, epoch)
-        self.policies[endpoint], self.identities[endpoint] = policy, identity
+        self.policies[endpoint] = policy
+        if identity is not None:
+            self.identities[endpoint] = identity
         self.in_force[namespace.name] = epoch
 
     def set_identity(self, endpoint: int, identity: LocalIdentity) -> None:

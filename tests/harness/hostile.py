@@ -29,7 +29,6 @@ from trireme_py.model import Protocol
 from trireme_py.packet import Packet, parse_packet_untrusted, with_tcp
 
 _ETH_P_ALL = 3
-_NETLINK_NETFILTER = 12
 _IPV6_HDRINCL = 36
 _QUEUE = 9
 
@@ -137,11 +136,7 @@ class Shim:
         self.failure: BaseException | None = None
 
     def __enter__(self) -> Shim:
-        def open_queue() -> socket.socket:
-            return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
-
-        with self._router.run(open_queue) as netlink:
-            self._queue = NetfilterQueue(sockfd=netlink.fileno())
+        self._queue = self._router.run(NetfilterQueue)
         self._queue.bind(_QUEUE, self._handle, 4096)
         for iptables in ("iptables", "ip6tables"):
             self._router.command(iptables, "-A", "FORWARD", "-p", "tcp", "-j", "NFQUEUE", "--queue-num", str(_QUEUE))

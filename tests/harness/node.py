@@ -21,8 +21,10 @@ from agent.nfqueue import CrashGuard, PodQueue
 from agent.rules import RuleBackend
 from agent.rules_restore import probe
 from agent.ruleset import PodRules
+from tests.harness import assertions
 from trireme_py.assertion import Claims, identity_id
 from trireme_py.auth import Authenticator
+from trireme_py.auth_pki import PkiAuthenticator
 from trireme_py.auth_psk import PskAuthenticator
 from trireme_py.datapath import Datapath
 from trireme_py.endpoint import DatapathSettings
@@ -86,6 +88,14 @@ class Rules:
 
 
 OPEN = Rules()
+
+
+def pki(node: str, authority: str = "authority") -> PkiAuthenticator:
+    """The authenticator of a node whose certificate holds now."""
+    now = int(time.time())
+    return assertions.pki_authenticator(
+        node, authority, trust_domain=TRUST_DOMAIN, not_before=now - 60, not_after=now + 7200
+    )
 
 
 def make_identity(
@@ -154,7 +164,7 @@ class Node:
         self.marks = marks or Marks()
         self.conntrack = NodeConntrack(router.path) if router is not None else None
         settings = DatapathSettings(
-            NetworkSet(IDENTITY_SCOPE),
+            NetworkSet((*IDENTITY_SCOPE, *pod_ranges)),
             NetworkSet(pod_ranges),
             addresses_of(router.path) if router is not None else frozenset(),
             require_translation_evidence,
@@ -208,6 +218,10 @@ class Node:
         self.backend.apply(pod.path, rules)
         held = self.pods[name] = HeldPod(pod, name, endpoint, queue, rules)
         return held
+
+    def set_identity(self, name: str, identity: LocalIdentity) -> None:
+        """Have a pod present another identity from its next connection on."""
+        self.call(lambda datapath: datapath.set_identity(self.pods[name].endpoint, identity))
 
     def set_policy(self, name: str, policy: PolicyView) -> None:
         """Change a pod's policy as the agent does: data path and queue first, then the rules' epoch."""

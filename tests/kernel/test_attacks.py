@@ -25,9 +25,10 @@ import pytest
 
 from agent.lab import Lab, LabPod, LabService
 from tests.harness.hostile import Capture, Pass, Shim, altered, inject, segment, silenced_kernel
-from tests.harness.node import PSK, TRUST_DOMAIN, Node, Rules, make_identity
+from tests.harness.node import PSK, TRUST_DOMAIN, Node, Rules, make_identity, pki
 from tests.harness.traffic import IP, Server, ask, open_socket, refused
 from trireme_py import messages, wire
+from trireme_py.auth import Authenticator
 from trireme_py.auth_psk import PskAuthenticator
 from trireme_py.model import Address, DropReason
 from trireme_py.packet import ACK, SYN, Packet, with_tcp
@@ -275,17 +276,26 @@ def test_a_forged_ack(scene: Scene) -> None:
         ("a stranger's key", DropReason.UNKNOWN_SIGNER),
         ("expired", DropReason.EXPIRED),
         ("not yet valid", DropReason.NOT_YET_VALID),
+        ("a node of another authority", DropReason.UNKNOWN_SIGNER),
+        ("a node, where a pre-shared key is used", DropReason.MALFORMED_ASSERTION),
     ],
 )
 def test_a_token_that_nobody_should_believe(world: World, family: int, who: str, reason: DropReason) -> None:
-    authenticator = {
+    strangers: dict[str, Authenticator] = {
         "another trust domain": PskAuthenticator(PSK, "elsewhere.example"),
         "a stranger's key": PskAuthenticator(b"quite another key, of 32 octets or more", TRUST_DOMAIN),
-    }.get(who, PskAuthenticator(PSK, TRUST_DOMAIN))
+        "a node of another authority": pki("mallory", "another authority"),
+        "a node, where a pre-shared key is used": pki("one"),
+    }
+    stranger = strangers.get(who, PskAuthenticator(PSK, TRUST_DOMAIN))
+    believer = pki("two") if who == "a node of another authority" else None
     lifetime = {"expired": (-7200, -3600), "not yet valid": (3600, 7200)}.get(who, (0, 3600))
     address: IP = world.bob.ipv4 if family == 4 else world.bob.ipv6
-    with Node(world.lab.router, authenticator=authenticator) as here, Node(world.lab.router) as there:
-        here.hold(world.alice, "alice", identity=make_identity(authenticator, "alice", lifetime=lifetime))
+    with (
+        Node(world.lab.router, authenticator=stranger) as here,
+        Node(world.lab.router, authenticator=believer) as there,
+    ):
+        here.hold(world.alice, "alice", identity=make_identity(stranger, "alice", lifetime=lifetime))
         there.hold(world.bob, "bob", Rules(ingress=("alice",)))
         with Server(world.bob, PORT) as application:
             assert refused(world.alice, address, PORT, timeout=0.5)

@@ -21,7 +21,7 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from agent.lab import Lab, LabPod, LabService
-from tests.harness.node import OPEN, Node, Rules
+from tests.harness.node import OPEN, Node, Rules, pki
 from tests.harness.traffic import IP, Server, ask, open_socket, refused
 from trireme_py.model import Direction, DropReason, FlowEvent, Reason
 
@@ -246,12 +246,18 @@ def test_a_sidecar_inside_the_pod(network: Network, nodes: tuple[Node, Node], fa
 
 
 @pytest.mark.parametrize("mtu", [1280, 9000])
-def test_link_sizes(mtu: int, family: int) -> None:
-    """Sixty labels fit the smallest link, and a first segment of any size gets its proof through."""
-    labels = {f"example.com/label-{index:02}": f"a-value-of-twenty-{index:02}" for index in range(60)}
+@pytest.mark.parametrize(("mode", "count"), [("psk", 60), ("pki", 30)])
+def test_link_sizes(mtu: int, family: int, mode: str, count: int) -> None:
+    """So many labels fit the smallest link, and a first segment of any size gets its proof through."""
+    labels = {f"example.com/label-{index:02}": f"a-value-of-twenty-{index:02}" for index in range(count - 1)}
+    node_of_client, node_of_server = (pki("one"), pki("two")) if mode == "pki" else (None, None)
     with Lab("mtu") as lab:
         client, server = lab.add_pod("client", mtu=mtu), lab.add_pod("server", mtu=mtu)
-        with Node(lab.router) as here, Node(lab.router) as there, Server(server, PORT) as listening:
+        with (
+            Node(lab.router, authenticator=node_of_client) as here,
+            Node(lab.router, authenticator=node_of_server) as there,
+            Server(server, PORT) as listening,
+        ):
             here.hold(client, "client", Rules(egress=("server",)), labels={**labels, "app": "client"})
             there.hold(server, "server", Rules(ingress=("client",)), labels={**labels, "app": "server"})
             data = bytes(range(256)) * 400

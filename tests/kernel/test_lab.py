@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import subprocess
 import sys
 
@@ -32,6 +33,21 @@ def test_pods_reach_each_other_directly_and_by_service(family: int) -> None:
                     connection, peer = server.accept()
                     connection.close()
                     assert peer[0] == address(a, family)
+
+
+def test_a_new_pod_is_ready_for_ipv6() -> None:
+    """Its address can be bound, and nothing of the first connection is lost for want of a neighbour."""
+    for _ in range(10):
+        with Lab("lab") as lab:
+            a, b = lab.add_pod("a"), lab.add_pod("b")
+            with listen(b, socket.AF_INET6), connect(a, address(b, socket.AF_INET6)) as client:
+                assert repeated_segments(client) == 0
+
+
+def repeated_segments(client: socket.socket) -> int:
+    """tcpi_total_retrans of struct tcp_info (include/uapi/linux/tcp.h): eight octets and 23 words before it."""
+    (count,) = struct.unpack_from("I", client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 100)
+    return int(count)
 
 
 @FAMILIES

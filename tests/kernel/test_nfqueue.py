@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -17,6 +18,7 @@ from agent.lab import Lab
 from agent.marks import FIRST_EPOCH, Marks
 from agent.nfqueue import HOLD_LIMIT_NS, QUEUE_LENGTH, CrashGuard, PodQueue
 from agent.rules_restore import probe
+from agent.ruleset import PodRules
 from tests.harness.stand_in import (
     ACCEPT,
     DROP,
@@ -36,6 +38,8 @@ from trireme_py.errors import KernelError
 from trireme_py.model import Hook, Instant, Protocol, Release, Result, Verdict
 
 pytestmark = pytest.mark.kernel
+
+NETLINK_NETFILTER = 12  # include/uapi/linux/netlink.h
 
 
 @pytest.fixture(params=[socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
@@ -287,6 +291,44 @@ def test_letting_go_of_a_pod_frees_its_namespace(lab: Lab) -> None:
             while a.router_interface in lab.router.command("ip", "-br", "link"):
                 links.recv(65536)
         assert pod.loop.queues == ()
+
+
+def test_letting_go_of_a_pod_with_packets_waiting_frees_its_namespace(lab: Lab) -> None:
+    """Packets that were read and not answered, and packets that are held, keep nothing alive."""
+    a, b = lab.add_pod("a"), lab.add_pod("b")
+    with datagram_socket(a, socket.AF_INET) as here, datagram_socket(b, socket.AF_INET) as there:
+
+        def judge(hook: Hook, caught: Caught) -> Result:
+            here.sendto(b"meanwhile", there.getsockname())
+            return ACCEPT if caught.data.endswith(b"first") else HOLD
+
+        stand_in = StandIn(judge)
+        queue = PodQueue(a.path, 0, stand_in, CrashGuard(), marks=Marks(), epoch=FIRST_EPOCH)
+        probe().apply(a.path, PodRules(Marks(), FIRST_EPOCH))
+        for word in (b"second", b"first"):
+            here.sendto(word, there.getsockname())
+        queue.service(Instant(time.monotonic_ns(), time.time()))
+        assert queue.held
+        assert queue.pending
+        queue.close()
+    a.command("umount", str(a.path))
+    with lab.router.run(watch_links) as links:
+        links.settimeout(10)
+        while a.router_interface in lab.router.command("ip", "-br", "link"):
+            links.recv(65536)
+
+
+def test_a_pod_that_takes_our_port_id_locks_nobody_out(lab: Lab) -> None:
+    """Anybody may bind a netlink socket to any free port id of his own namespace; a process's own is its number."""
+    a = lab.add_pod("a")
+
+    def take() -> socket.socket:
+        squatter = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+        squatter.bind((os.getpid(), 0))
+        return squatter
+
+    with a.run(take), served(probe(), lambda hook, caught: PASS, a) as pod:
+        assert len(pod.loop.queues) == 1
 
 
 def watch_links() -> socket.socket:

@@ -89,6 +89,10 @@ def test_two_ways_of_writing_the_same_policy_have_one_fingerprint() -> None:
     worlds = [World(target, policy("n/p", text)) for text in (one, two)]
     assert worlds[0].fingerprint("n/b") == worlds[1].fingerprint("n/b")
     assert view_of(worlds[0], "n/b") == view_of(worlds[1], "n/b")
+    assert hash(view_of(worlds[0], "n/b")) == hash(view_of(worlds[1], "n/b"))
+    worlds[1].add(policy("n/p", two.replace("c: d", "c: e")))
+    assert view_of(worlds[0], "n/b") != view_of(worlds[1], "n/b")
+    assert view_of(worlds[0], "n/b") != view_of(worlds[0], "n/unknown")
 
 
 def test_a_changed_namespace_reaches_views_that_remember_the_old_answer() -> None:

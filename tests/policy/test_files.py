@@ -120,6 +120,21 @@ def test_a_malformed_object_is_named_with_line_field_and_fix(
     assert str(found).startswith(f"bad.yaml:{line}: ")
 
 
+@pytest.mark.parametrize(
+    ("count", "problems"), [(25, []), (26, ["spec.egress", "spec.egress[0].to", "spec.egress[0].protocols"])]
+)
+def test_the_limits_of_a_cluster_policy_are_reported_and_its_rules_kept(count: int, problems: list[str]) -> None:
+    rule = (
+        f"{{action: Deny, to: [{', '.join(['{namespaces: {}}'] * count)}], "
+        f"protocols: [{', '.join(['{tcp: {destinationPort: {number: 80}}}'] * count)}]}}"
+    )
+    simple = "  - {action: Deny, to: [{namespaces: {}}]}\n" * (count - 1)
+    loaded = load_text(RULE + rule + "\n" + simple)
+    assert sorted(each.field for each in loaded.problems) == sorted(problems)
+    (found,) = loaded.policies
+    assert len(found.egress) == count
+
+
 def test_at_least_thirty_malformed_objects_are_tried() -> None:
     assert len(MALFORMED) >= 30
 
@@ -176,6 +191,42 @@ def test_one_object_twice_is_a_problem_and_the_first_stays() -> None:
     assert len(loaded.policies) == 1
     assert "is there already (<text>:1)" in loaded.problems[0].message
     assert loaded.problems[0].line == 9
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "meant"),
+    [
+        ("pod", "v1", "Pod"),
+        ("Nampespace", "v1", "Namespace"),
+        ("NetworkPolcy", "networking.k8s.io/v1beta1", "NetworkPolicy"),
+        ("ClusterNetworkPolicies", "policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"),
+        ("CiliumNetworkPolicy", "cilium.io/v2", None),
+        ("Ingress", "networking.k8s.io/v1", None),
+        ("PodTemplate", "v1", None),
+        ("ServiceAccount", "v1", None),
+    ],
+)
+def test_a_misspelled_kind_is_told_from_one_of_another_tool(kind: str, version: str, meant: str | None) -> None:
+    loaded = load_text(f"apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x}}\n")
+    assert [(problem.line, problem.field, problem.hint) for problem in loaded.problems] == (
+        [(2, "kind", f"did you mean {meant}?")] if meant else []
+    )
+    assert [document.kind for document in loaded.others] == ([] if meant else [kind])
+
+
+def test_an_unknown_annotation_of_ours_is_a_problem_and_others_are_not() -> None:
+    text = """\
+apiVersion: v1
+kind: Pod
+metadata:
+  name: p
+  annotations: {example.org/x: y, trireme.io/network-namespace: p, trireme.io/network-namepsace: p}
+"""
+    loaded = load_text(text)
+    assert [(problem.field, problem.hint) for problem in loaded.problems] == [
+        ('metadata.annotations["trireme.io/network-namepsace"]', "did you mean trireme.io/network-namespace?")
+    ]
+    assert len(loaded.pods) == 1
 
 
 def test_a_pod_keeps_what_the_agent_needs() -> None:

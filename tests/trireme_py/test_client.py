@@ -319,6 +319,17 @@ def test_reused_tuple_inherits_nothing() -> None:
     assert {bytes(one.received) for one in shop.accepted()} == {b"first", b"second"}
 
 
+def test_mark_of_an_old_connection_goes_with_the_new_syn() -> None:
+    shop = Shop()
+    first = shop.connect(b"first", close=True)
+    shop.world.run(1)
+    assert shop.client.accepted()
+    lose(shop.world, "syn")
+    shop.client.host.connections.clear()
+    shop.client.host.connect(shop.client.address(), shop.server.address(), 80, b"second", port=first.key[1])
+    assert not shop.client.accepted()
+
+
 # -- translations -----------------------------------------------------------------------------------------------------
 
 

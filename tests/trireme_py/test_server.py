@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.harness.segments import ACK, FIN, RST, SYN, Segment, packed, read
-from tests.harness.shop import CLIENT, Shop, delay, lose
+from tests.harness.shop import CLIENT, Shop, alter, delay, lose
 from tests.harness.standin_policy import OPEN, only_from
 from trireme_py.endpoint import MAX_HELD_PACKETS
 from trireme_py.model import DropReason, Verdict
@@ -144,6 +144,19 @@ def test_segment_that_cannot_be_of_this_connection_is_dropped(change: dict[str, 
         shop.world.inject(replace(ack, **{**change, "sequence": sequence}).build())
         shop.world.run(0.015)
     assert shop.delivered() == b""
+
+
+def test_proof_that_acknowledges_something_else_is_not_taken() -> None:
+    shop = Shop()
+    alter(shop.world, "proof", lambda segment: replace(segment, acknowledgement=segment.acknowledgement + 1))
+    shop.connect()
+    shop.world.run(0.025)
+    with shop.counts(server={DropReason.UNEXPECTED: 1}):
+        shop.world.run(0.01)
+    assert not shop.server.accepted()
+    assert shop.delivered() == b""
+    shop.world.run(1.1)
+    assert shop.delivered() == b"one beer"
 
 
 def test_fin_before_the_proof_waits_as_well() -> None:
