@@ -167,7 +167,9 @@ class DatagramClient:
     def net_answer(self, turn: Turn, flow: ClientDatagrams, message: bytes) -> Result:
         """The server says who it is: believe it, judge it, and prove ourselves."""
         if flow.proof:
-            if not flow.answer_fixed or not message.startswith(flow.answer_fixed):
+            # A proof for a CONFIRM does for the answer to a later HELLO of the same flow, too: the server knows both.
+            answer = messages.decode_syn_ack_untrusted(message, MessageType.ANSWER)
+            if flow.answer_fixed not in (b"", answer.fixed):
                 raise BadPacket(DropReason.UNEXPECTED, "another answer than the one that was proven for")
             return self._consumed(send=(self._proof_alone(flow),))
         shared, pod = self._shared, turn.pod

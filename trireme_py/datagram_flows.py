@@ -118,7 +118,7 @@ class ServerDatagrams:
     waits: bool
     """Whether nothing may arrive before the client has proved itself."""
     request: int
-    """Octets heard and not yet answered; no answer is larger."""
+    """Octets heard, less those said: nothing that is said is larger."""
     answer: bytes = b""
     nonce: bytes = b""
     confirm: bytes = b""

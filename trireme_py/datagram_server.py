@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hmac import compare_digest
+from typing import Final
 
 from trireme_py import messages, wire
 from trireme_py.assertion import check_validity
@@ -23,6 +24,8 @@ from trireme_py.surplus import (
     without_message,
 )
 from trireme_py.wire import MessageType
+
+_AGAIN: Final = messages.encode_header(MessageType.AGAIN, wire.HEADER.size, 0)
 
 
 class DatagramServer:
@@ -51,18 +54,23 @@ class DatagramServer:
             flow = self._answer(turn, hello, peer, flow)
         flow.waits = waits
         pod.datagrams.servers.put(turn.tuple5, flow, turn.now.mono_ns)
-        answer = with_message(towards_sender(turn.packet), b"", flow.answer, sealed=True)
-        if len(answer) > turn.packet.length:
-            # The address has proved nothing: it gets no more than came from it.
-            again = messages.encode_header(MessageType.AGAIN, wire.HEADER.size, 0)
-            answer = with_message(towards_sender(turn.packet), b"", again, sealed=True)
-        send = (answer,)
+        flow.request += turn.packet.length
+        send = self._say(turn, flow, flow.answer) or self._say(turn, flow, _AGAIN)
         if datagram.sealed and not datagram.payload:
             return self._consumed(send=send)
         if flow.waits or datagram.sealed:
             hold(shared, turn, flow.held)
             return Result(Verdict.HOLD, send=send)
         return Result(Verdict.PASS, packet=without_message(turn.packet, datagram.payload), send=send)
+
+    @staticmethod
+    def _say(turn: Turn, flow: ServerDatagrams, message: bytes) -> tuple[bytes, ...]:
+        """Return a message to be sent, if it is not more than what came: the address has proved nothing."""
+        data = with_message(towards_sender(turn.packet), b"", message, sealed=True)
+        if len(data) > flow.request:
+            return ()
+        flow.request -= len(data)
+        return (data,)
 
     def _answer(self, turn: Turn, hello: Syn, peer: Peer, previous: ServerDatagrams | None) -> ServerDatagrams:
         pod = turn.pod
@@ -76,7 +84,7 @@ class DatagramServer:
             kind=MessageType.ANSWER,
         )  # fmt: skip
         flow = ServerDatagrams(
-            turn.tuple5, Stage.HELLO_CONSUMED, hello.fixed, peer, local, key, True, turn.packet.length, answer, nonce
+            turn.tuple5, Stage.HELLO_CONSUMED, hello.fixed, peer, local, key, True, 0, answer, nonce
         )  # fmt: skip
         if previous is not None and previous.hello_fixed == hello.fixed and previous.pair_key == key:
             # It had begun with a RESUME, and answers to that may still be confirmed.
@@ -200,14 +208,8 @@ class DatagramServer:
             return Result(Verdict.PASS)
         # The proof was lost or overtaken: let it wait, and ask again as long as we have heard more than we have said.
         flow.request += turn.packet.length
-        message = flow.answer or flow.confirm
-        reminder = with_message(towards_sender(turn.packet), b"", message, sealed=True)
-        send: tuple[bytes, ...] = ()
-        if message and len(reminder) <= flow.request - len(reminder):
-            flow.request -= len(reminder)
-            send = (reminder,)
         hold(self._shared, turn, flow.held)
-        return Result(Verdict.HOLD, send=send)
+        return Result(Verdict.HOLD, send=self._say(turn, flow, flow.answer or flow.confirm))
 
     def _release(self, turn: Turn, flow: ServerDatagrams) -> tuple[Release, ...]:
         """Let held datagrams go, their messages taken off; the mark goes on the last."""

@@ -120,7 +120,7 @@ def has_surplus(data: bytes) -> bool:
 def is_whole(data: bytes) -> bool:
     """Whether lengths agree and the IPv4 header's sum is right."""
     start = 20 if data[0] >> 4 == 4 else 40
-    total = unpack_from("!H", data, 2)[0] if start == 20 else 40 + unpack_from("!H", data, 4)[0]
+    total = int(unpack_from("!H", data, 2)[0] if start == 20 else 40 + unpack_from("!H", data, 4)[0])
     if len(data) < start + 8 or total > len(data) or (start == 20 and checksum(data[:20])):
         return False
     return 8 <= int(unpack_from("!H", data, start + 4)[0]) <= total - start
