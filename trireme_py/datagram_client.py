@@ -168,8 +168,9 @@ class DatagramClient:
         """The server says who it is: believe it, judge it, and prove ourselves."""
         if flow.proof:
             # A proof for a CONFIRM does for the answer to a later HELLO of the same flow, too: the server knows both.
+            # But that HELLO must be ours: whoever has seen a RESUME can send the server the one inside.
             answer = messages.decode_syn_ack_untrusted(message, MessageType.ANSWER)
-            if flow.answer_fixed not in (b"", answer.fixed):
+            if answer.fixed != flow.answer_fixed and (flow.answer_fixed or not flow.hellos):
                 raise BadPacket(DropReason.UNEXPECTED, "another answer than the one that was proven for")
             return self._consumed(send=(self._proof_alone(flow),))
         shared, pod = self._shared, turn.pod
