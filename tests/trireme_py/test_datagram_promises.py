@@ -330,3 +330,18 @@ def test_a_new_pod_at_an_old_flow_s_address_and_port_does_not_inherit_it(network
     for number in range(3):
         stranger.send(b"%d" % number, server)
     assert server.read == []
+
+
+@not_yet
+def test_a_server_that_was_refused_is_sent_nothing_more(network: Network) -> None:
+    """The Service changes hands: the first flow finds out, and the next must not send its data before asking."""
+    client = network.pod("client", 1, only_to("n/server"))
+    server, other = network.pod("server", 2, only_from("n/client")), network.pod("other", 3, OPEN)
+    network.backend = server
+    client.send(b"to server", SERVICE)
+    network.backend = other
+    client.send(b"finds out", SERVICE, 40_001)
+    assert client.drops[DropReason.POLICY]
+    network.seen.clear()
+    client.send(b"must wait", SERVICE, 40_002)
+    assert not [data for data in network.seen if b"must wait" in data]
