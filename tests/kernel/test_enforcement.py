@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -121,6 +122,51 @@ def test_connections_that_ended_are_forgotten_after_a_second_look(network: Netwo
         assert held.enforcement.read().gauges.live == 1
         lives.sendall(b"y")
         assert lives.recv(1) == b"y"
+
+
+@pytest.mark.parametrize("iptables", ["iptables", "ip6tables"])
+def test_a_connection_behind_a_sidecar_is_not_forgotten_while_it_lives(
+    network: Network, node: Node, iptables: str
+) -> None:
+    """Its packets leave from the proxy's port, as far as the rules can see: conntrack's reply direction says so."""
+    address = network.server.ipv4 if iptables == "iptables" else network.server.ipv6
+    redirect = ("PREROUTING", "-p", "tcp", "--dport", str(PORT), "-j", "REDIRECT", "--to-ports", "15006")
+    network.server.command(iptables, "-t", "nat", "-A", *redirect)
+    try:
+        held = Held(node, network.server, OPEN)
+        with Server(network.server, 15006), open_socket(network.client, address) as lives:
+            lives.connect((str(address), PORT))
+            lives.sendall(b"x")
+            assert lives.recv(1) == b"x"
+            assert held.enforcement.read().gauges.live == 2
+            held.enforcement.verify()
+            held.enforcement.verify()
+            assert held.enforcement.read().gauges.live == 2
+    finally:
+        network.server.command(iptables, "-t", "nat", "-D", *redirect)
+
+
+def test_a_namespace_that_refuses_leaves_no_other_unverified(network: Network, node: Node) -> None:
+    class Refusing(RestoreBackend):
+        def apply(self, namespace: Path, rules: PodRules) -> bool:
+            if namespace == network.client.path and refuse:
+                raise KernelError("no")
+            return super().apply(namespace, rules)
+
+    refuse = False
+    held = Held(node, network.client, CLOSED, Refusing(Variant.NFT))
+    held.enforcement.attach(
+        2, "test/server", network.server.path, addresses=(), identity=None, policy=CLOSED, epoch=1
+    )  # fmt: skip
+    try:
+        refuse = True
+        network.server.command("iptables", "-t", "mangle", "-F")
+        with pytest.raises(KernelError, match="no"):
+            held.enforcement.verify()
+        assert refused(network.client, network.server.ipv4, PORT)
+    finally:
+        held.enforcement.detach(1)
+        RestoreBackend(Variant.NFT).remove(network.client.path)
 
 
 def test_counters_never_fall_when_a_pod_goes(network: Network, node: Node) -> None:
