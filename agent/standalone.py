@@ -130,6 +130,14 @@ class Standalone:
         """The pods under enforcement, by ``namespace/name``, with their endpoint numbers."""
         return {name: bound.endpoint for name, bound in self._bound.items()}
 
+    def summary(self) -> dict[str, int]:
+        """Return what a log line should say: pods enforced, pods that are not (here, or not yet), problems."""
+        return {
+            "pods": len(self._bound),
+            "not_enforced": len(self._folder.pods) - len(self._bound),
+            "problems": len(self.problems),
+        }
+
     @property
     def policies(self) -> int:
         return sum(isinstance(item, NetworkPolicy | ClusterNetworkPolicy) for item in self._folder.objects)

@@ -158,6 +158,7 @@ def test_a_pod_is_bound_by_its_annotation(rig: Rig) -> None:
     rig.standalone.start()
     assert rig.kernel.take() == [("attach", "shop/a", "a", 1)]
     assert dict(rig.standalone.bound) == {"shop/a": 1}
+    assert rig.standalone.summary() == {"pods": 1, "not_enforced": 1, "problems": 0}
     assert not rig.problems()
     rig.standalone.tick()
     assert rig.kernel.take() == []
