@@ -73,7 +73,7 @@ files_option = click.option(
 agent_option = click.option(
     "--agent",
     "runtime",
-    type=PathType,
+    type=click.Path(path_type=Path, readable=False),  # who may not read it is told so with what to do
     is_flag=False,
     flag_value=Path(DEFAULT_RUNTIME_DIRECTORY),
     metavar="[DIR]",
