@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from agent import conntrack
 from agent.enforcement import PodEnforcement
 from agent.failmode import FailMode
 from agent.lab import Lab, LabPod
+from agent.nfqueue import PodQueue
 from agent.rules import RuleBackend
 from agent.rules_iptc import IptcBackend
 from agent.rules_restore import RestoreBackend, Variant
@@ -193,6 +196,26 @@ def test_a_failed_attach_leaves_no_listener(network: Network, node: Node) -> Non
     assert not node.loop.queues
     Held(node, network.server, OPEN)
     assert ask(network.client, network.server.ipv4, PORT) == b"hello"
+
+
+def test_a_queue_without_a_descriptor_left_is_an_error_that_leaves_nothing_open(network: Network, node: Node) -> None:
+    open_files = Path("/proc/self/fd")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = len(list(open_files.iterdir()))
+    refusals = 0
+    for more in range(32):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before + more, hard))
+        try:
+            PodQueue(network.server.path, 1, node.datapath, node.guard, marks=node.marks, epoch=1).close()
+        except KernelError:
+            refusals += 1
+        else:
+            break
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            gc.collect()  # a refusal's traceback
+    assert 2 < refusals < 32
+    assert len(list(open_files.iterdir())) <= before
 
 
 def test_a_second_agent_in_the_same_namespace_is_refused(network: Network, node: Node) -> None:
