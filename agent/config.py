@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -112,7 +113,17 @@ _REQUIRED_CREDENTIALS: Final[dict[str, tuple[str, ...]]] = {
     "psk": ("presharedKey",),
     "pki": ("key", "certificate", "authority"),
 }
-_CREDENTIAL_COMMAND: Final = {"psk": "trireme key new psk.key", "pki": "trireme node request DIR"}
+_FIRST_VALUES: Final = {"trustDomain": "example.org", "mode": "psk", "credentials": "{presharedKey: psk.key}"}
+"""What to write where a required field is missing."""
+_EXPECTED: Final = re.compile(r"Expected `([^`]+)`(?: ([<>]=) (\d+))?")
+_IN_WORDS: Final = {
+    "str": "text, in quotes",
+    "bool | str": "text, in quotes",
+    "str | null": "text, in quotes",
+    "int": "a number, without quotes",
+    "bool": "true or false, without quotes",
+    "array": "a list, such as [10.244.0.0/16]",
+}
 
 
 @dataclass(slots=True)
@@ -135,8 +146,14 @@ def load(folder: Path) -> AgentConfig:
 
     Raises ConfigError whose text lists every problem, one a line.
     """
+    if folder.is_file():
+        raise ConfigError(f"{folder}: is a file; name the folder it is in: --config {folder.parent}")
     loaded = load_folder(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: is not a folder; make it, with an {KIND} in it: {_EXAMPLE}")
     found = [document for document in loaded.others if document.kind == KIND]
+    if not found and (slips := [_slip(document) for document in loaded.others if _is_slip(document)]):
+        raise ConfigError("\n".join(map(str, slips)))
     if not found:
         example = f"{folder}: no {KIND} document in any .yaml file; write one: {_EXAMPLE}"
         raise ConfigError("\n".join([*map(str, loaded.problems), example]))
@@ -150,13 +167,35 @@ def load(folder: Path) -> AgentConfig:
     return config
 
 
+def check(documents: Iterable[Document]) -> list[Problem]:
+    """Return what is wrong with the configuration among ``documents``, wherever it lies."""
+    problems: list[Problem] = []
+    for document in documents:
+        if document.kind == KIND:
+            _parse(document.data, _Report(Path(document.file).parent, document, problems))
+        elif _is_slip(document):
+            problems.append(_slip(document))
+    return problems
+
+
+def _is_slip(document: Document) -> bool:
+    """Tell whether a document is ours by its version or, but for upper and lower case, by its kind."""
+    group = document.api_version.partition("/")[0]
+    return document.kind != KIND and (group == API_VERSION.partition("/")[0] or document.kind.lower() == KIND.lower())
+
+
+def _slip(document: Document) -> Problem:
+    text = f"{document.kind} is not a known kind"
+    return Problem(document.file, document.line_of("kind"), "kind", text, f"did you mean {KIND}?")
+
+
 def _parse(document: dict[str, Any], report: _Report) -> AgentConfig:
     """Return the configuration, which is of use only if nothing was reported."""
     for key in document:
         if key not in ("apiVersion", "kind", "metadata", "spec"):
             report.add(key, "unknown field; an AgentConfig has apiVersion, kind, metadata and spec")
     if document.get("apiVersion") != API_VERSION:
-        report.add("apiVersion", f"expected {API_VERSION}")
+        report.add("apiVersion", f"write apiVersion: {API_VERSION}")
     values = _decode(_SpecDocument, document.get("spec"), "spec", report)
     # A field that could not be decoded gets a harmless value, so that the others are still checked.
     harmless: dict[str, Any] = {"trust_domain": "none", "mode": None, "credentials": None}
@@ -185,11 +224,21 @@ def _decode(kind: type[Any], data: object, path: str, report: _Report) -> dict[s
             text, _, where = str(error).partition(" - at `$")
             if get_origin(wanted) is Literal:
                 text = f"{value!r} is not one of {', '.join(get_args(wanted))}"
-            report.add(join(path, key) + where.rstrip("`"), text[:1].lower() + text[1:])
+            report.add(join(path, key) + where.rstrip("`"), _in_words(text))
     for key, field in known.items():
         if field.required and key not in data:
-            report.add(join(path, key), "missing")
+            report.add(join(path, key), f"missing; write {key}: {_FIRST_VALUES[key]}")
     return values
+
+
+def _in_words(text: str) -> str:
+    """Say msgspec's message as one who writes YAML would."""
+    match = _EXPECTED.match(text)
+    if match is None:
+        return text[:1].lower() + text[1:]
+    bound = {"<=": f" of at most {match[3]}", ">=": f" of at least {match[3]}"}.get(match[2], "")
+    words = _IN_WORDS.get(match[1], match[1])
+    return f"must be {words.partition(',')[0]}{bound}" if bound else f"must be {words}"
 
 
 def _semantics(spec: _SpecDocument, report: _Report) -> AgentConfig:
@@ -228,12 +277,19 @@ def _credentials(spec: _SpecDocument, report: _Report) -> CredentialPaths:
     required = _REQUIRED_CREDENTIALS[spec.mode]
     for name, value in given.items():
         if name in required and not value:
-            command = _CREDENTIAL_COMMAND[spec.mode]
-            report.add(f"spec.credentials.{name}", f"mode {spec.mode} needs it; make one with: {command}")
+            report.add(f"spec.credentials.{name}", f"mode {spec.mode} needs it; {_credential_advice(name, report)}")
         elif name not in required and value is not None:
             report.add(f"spec.credentials.{name}", f"mode {spec.mode} does not use it; remove it")
     paths = {name: None if value is None else (report.folder / value).absolute() for name, value in given.items()}
     return CredentialPaths(paths["presharedKey"], paths["key"], paths["certificate"], paths["authority"])
+
+
+def _credential_advice(name: str, report: _Report) -> str:
+    if name == "presharedKey":
+        return f"write psk.key, and make it with: trireme key new {report.folder / 'psk.key'}"
+    if name == "key":
+        return f"write node.key, and make it with: trireme node request {report.folder}"
+    return "write node.crt, which trireme ca sign made: it holds the authority's certificate, too"
 
 
 def _networks(texts: list[str], path: str, report: _Report) -> tuple[Network, ...]:

@@ -23,15 +23,18 @@ LOOKUP_TIMEOUT_S: Final = 0.25
 """A lookup takes about a millisecond, and the data path waits for it; the peer's retransmission asks again."""
 
 
+Ends = tuple[Address, int | None, Address, int | None]
+"""Source address and port, destination address and port, of one direction of a connection."""
+
+
 @dataclass(frozen=True, slots=True)
 class LiveConnection:
-    """One entry of a namespace's conntrack table, by its original direction."""
+    """One entry of a namespace's conntrack table."""
 
     protocol: int
-    source: Address
-    source_port: int | None
-    destination: Address
-    destination_port: int | None
+    original: Ends
+    reply: Ends
+    """The original one turned round, but for what is translated inside the namespace, as for a sidecar."""
     mark: int
 
 
@@ -104,7 +107,7 @@ class NodeConntrack:
         return None
 
 
-def _ends(direction: Any) -> tuple[Address, int | None, Address, int | None]:
+def _ends(direction: Any) -> Ends:
     address, protocol = direction.get_attr("CTA_TUPLE_IP"), direction.get_attr("CTA_TUPLE_PROTO")
     source = address.get_attr("CTA_IP_V4_SRC") or address.get_attr("CTA_IP_V6_SRC")
     destination = address.get_attr("CTA_IP_V4_DST") or address.get_attr("CTA_IP_V6_DST")
@@ -129,7 +132,8 @@ def sweep(namespace: Path, marks: Marks) -> frozenset[LiveConnection]:
             return frozenset(
                 LiveConnection(
                     entry.get_attr("CTA_TUPLE_ORIG").get_attr("CTA_TUPLE_PROTO").get_attr("CTA_PROTO_NUM"),
-                    *_ends(entry.get_attr("CTA_TUPLE_ORIG")),
+                    _ends(entry.get_attr("CTA_TUPLE_ORIG")),
+                    _ends(entry.get_attr("CTA_TUPLE_REPLY")),
                     entry.get_attr("CTA_MARK"),
                 )
                 for entry in entries

@@ -107,7 +107,7 @@ def load_node(key: Path, certificate: Path, authority: Path) -> NodeCredentials:
     """
     again = f"trireme node request {key.parent}"
     private = load_private_key(key, again)
-    leaf = _leaf(certificate, load_certificates(certificate, again))
+    leaf = _leaf(certificate, load_certificates(certificate, f"{again}, have it signed, and put the certificate there"))
     authorities = _authorities(authority)
     try:
         message, claims = read_certificate_untrusted(
@@ -134,7 +134,7 @@ def _leaf(path: Path, certificates: Sequence[x509.Certificate]) -> x509.Certific
 
 def _authorities(path: Path) -> tuple[ec.EllipticCurvePublicKey, ...]:
     """Load the authorities of a file; a node's certificate in front of them is passed over."""
-    advice = "trireme ca init DIR --trust-domain NAME"
+    advice = "trireme ca sign REQUEST --out node.crt, and name node.crt here: it holds the authority's certificate, too"
     found = [certificate for certificate in load_certificates(path, advice) if is_authority(certificate)]
     if not found:
         raise CredentialError(f"{path}: holds no authority's certificate; run: {advice}")

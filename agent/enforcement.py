@@ -159,17 +159,24 @@ class PodEnforcement:
     def verify(self) -> None:
         """Lay the rules of every pod again where somebody changed them, and forget connections that have ended.
 
-        Raises KernelError if a namespace refuses; those after it are left for the next time.
+        Raises KernelError with what each namespace answered that refused. A pod may have power over its own, and must
+        not keep the others from being looked after.
         """
+        refusals = []
         for endpoint, attached in self._attached.items():
             if not attached.namespace.exists():
                 continue  # on its way out; the pod is let go at the next tick
-            if self._backend.apply(attached.namespace, self._rules(attached.queue.epoch)):
-                log.error(
-                    "rules had been changed by somebody else and were laid again",
-                    extra=fields(pod=attached.pod, namespace=attached.namespace),
-                )
-            self._forget_dead(endpoint, attached)
+            try:
+                if self._backend.apply(attached.namespace, self._rules(attached.queue.epoch)):
+                    log.error(
+                        "rules had been changed by somebody else and were laid again",
+                        extra=fields(pod=attached.pod, namespace=attached.namespace),
+                    )
+                self._forget_dead(endpoint, attached)
+            except KernelError as error:
+                refusals.append(f"{attached.pod}: {error}")
+        if refusals:
+            raise KernelError("; ".join(refusals))
 
     def read(self) -> DatapathReading:
         """Read all counters between two packets; may be called from any thread."""
@@ -195,9 +202,9 @@ class PodEnforcement:
             return
         living: set[Tuple5] = set()
         for one in conntrack.sweep(attached.namespace, self._marks):
-            ends = (one.source, one.source_port), (one.destination, one.destination_port)
-            for own, other in (ends, ends[::-1]):
-                living.add((one.protocol, *own, *other))
+            for source, sport, destination, dport in (one.original, one.reply):
+                living.add((one.protocol, source, sport, destination, dport))
+                living.add((one.protocol, destination, dport, source, sport))
         dead = known - living
         gone, attached.suspects = dead & attached.suspects, dead
         if gone:

@@ -159,7 +159,9 @@ def create_request(directory: Path, node: str) -> bool:
     :raises CredentialError: a file cannot be read or written, or the key that is there cannot be used
     """
     if not is_node_name(node):
-        raise CredentialError(f"node name {node!r}: letters a-z, digits, dots and dashes; run it with: --name NAME")
+        raise CredentialError(
+            f"node name {node!r}: lower-case letters a-z, digits, dots and dashes; run it with: --name NAME"
+        )
     make_private_directory(directory)
     path = directory / NODE_KEY
     new = not path.exists()

@@ -45,7 +45,7 @@ from policy.view import PRIVATE_NETWORKS, Settings
 from trireme_py.auth import Authenticator
 from trireme_py.datapath import Datapath
 from trireme_py.endpoint import DatapathSettings
-from trireme_py.errors import ConfigError
+from trireme_py.errors import ConfigError, KernelError
 from trireme_py.identities import Identities
 from trireme_py.model import Address, FlowEvent, Verdict
 from trireme_py.networks import NetworkSet
@@ -88,7 +88,7 @@ def run(folder: Path) -> None:
                 flow_log.publish(events)
 
         node_namespace = namespace_path(config.node_network_namespace or OWN_NAMESPACE)
-        node = NodeConntrack(node_namespace)
+        node = node_conntrack(config, node_namespace)
         closing.callback(node.close)
 
         def translate(
@@ -160,10 +160,20 @@ def run(folder: Path) -> None:
         observe.start()
 
         notify("READY=1")
-        log.info("ready", extra=fields(pods=len(standalone.bound), rules=backend.name, observe=observe.path))
+        log.info("ready", extra=fields(**standalone.summary(), rules=backend.name, observe=observe.path))
         follow(folder, standalone, stop)
         notify("STOPPING=1")
-        log.info("stopping; rules stay in place", extra=fields(remove_them_with="trireme cleanup"))
+        log.info("stopping; rules stay in place", extra=fields(remove_them_with=f"trireme cleanup --config {folder}"))
+
+
+def node_conntrack(config: AgentConfig, namespace: Path) -> NodeConntrack:
+    """Open the conntrack table of the node. Raises KernelError, or ConfigError if a namespace was named."""
+    try:
+        return NodeConntrack(namespace)
+    except KernelError as error:
+        if config.node_network_namespace is None:
+            raise
+        raise ConfigError(f"spec.nodeNetworkNamespace: {error}") from error
 
 
 def load_authenticator(config: AgentConfig) -> Authenticator:

@@ -155,7 +155,8 @@ class PodQueue:
     ) -> None:
         """Open queue number ``queue`` inside ``namespace``; rules may send packets to it before and after.
 
-        Raises :class:`KernelError` if the namespace cannot be entered or somebody else holds the queue.
+        Raises :class:`KernelError` if the namespace cannot be entered, somebody else holds the queue, or this process
+        may open no more files.
         """
         self.endpoint = endpoint
         self.epoch = epoch
@@ -176,11 +177,11 @@ class PodQueue:
         self._held: dict[int, tuple[_Arrival, int]] = {}
         """ticket -> (packet, when it was held, monotonic ns); oldest first"""
         self._tickets = itertools.count(1)
-        self._ipv4, self._ipv6, self._proc = netns.run_inside(namespace, _open_sockets)
         try:
-            # Made inside, so that the kernel chooses a port id that is free there. NetfilterQueue(sockfd=…) would ask
-            # for the one it got outside, and whoever is first to bind that one inside, the pod included, locks us out.
-            self._queue = netns.run_inside(namespace, NetfilterQueue)
+            self._queue, self._ipv4, self._ipv6, self._proc = netns.run_inside(namespace, _open_inside)
+        except OSError as error:
+            raise KernelError(f"network namespace {namespace}: no socket can be opened inside: {error}") from error
+        try:
             # A buffer that any user may have; NetfilterQueue warns if it gets another size than it asked for.
             self._queue.bind(queue, self._arrive, QUEUE_LENGTH, COPY_PACKET, 0xFFFF, 1 << 16)
             _enlarge_buffer(self._queue.get_fd())
@@ -348,14 +349,19 @@ class PodQueue:
             log.warning("cannot send a packet of our own", extra=fields(to=destination, error=error))
 
 
-def _open_sockets() -> tuple[socket.socket, socket.socket | None, int]:
+def _open_inside() -> tuple[Any, socket.socket, socket.socket | None, int]:
+    # Made inside, so that the kernel chooses a port id that is free there. NetfilterQueue(sockfd=…) would ask for the
+    # one it got outside, and whoever is first to bind that one inside, the pod included, locks us out.
+    netlink = NetfilterQueue()
     ipv4 = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
     ipv6 = None
     if Path("/proc/sys/net/ipv6").exists():
         ipv6 = socket.socket(socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
         ipv6.setsockopt(socket.IPPROTO_IPV6, _IPV6_HDRINCL, 1)
-    # An open file of /proc/net shows the namespace it was opened in.
-    return ipv4, ipv6, os.open("/proc/thread-self/net/netfilter/nfnetlink_queue", os.O_RDONLY | os.O_CLOEXEC)
+    # An open file of /proc/net shows the namespace it was opened in. It comes last, because nothing closes a plain
+    # descriptor when one of the steps fails.
+    proc = os.open("/proc/thread-self/net/netfilter/nfnetlink_queue", os.O_RDONLY | os.O_CLOEXEC)
+    return netlink, ipv4, ipv6, proc
 
 
 def _enlarge_buffer(descriptor: int) -> None:

@@ -187,6 +187,7 @@ def subscribe(path: Path) -> socket.socket:
     except OSError as error:
         connection.close()
         raise KernelError(
-            f"observe socket {path}: {error.strerror}; is the agent running? Start it with: trireme agent --config DIR"
+            f"observe socket {path}: {error.strerror}; is the agent running? "
+            "Start it with: trireme agent --config DIR; or name its spec.runtimeDirectory: --runtime-directory DIR"
         ) from error
     return connection

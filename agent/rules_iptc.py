@@ -82,6 +82,8 @@ def _in_worker(operation: str, namespace: Path, rules: PodRules) -> int | None:
         )
     except subprocess.TimeoutExpired as error:
         raise KernelError(f"{what}: no answer within {_TIMEOUT_S} s; who holds {_LOCK}?") from error
+    except OSError as error:  # no process, no memory or no descriptor is left
+        raise KernelError(f"{what}: no worker can be started: {error.strerror}") from error
     if done.returncode != 0:
         last_line = done.stderr.strip().rpartition("\n")[2]
         raise KernelError(f"{what}: the worker ended with status {done.returncode}: {last_line}")

@@ -166,6 +166,8 @@ def _run(argv: list[str], stdin: str = "") -> str:
         )
     except subprocess.TimeoutExpired as error:
         raise KernelError(f"{command}: no answer within {_TIMEOUT_S} s") from error
+    except OSError as error:  # no process, no memory or no descriptor is left
+        raise KernelError(f"{command}: cannot be run: {error.strerror}") from error
     if done.returncode != 0:
         raise KernelError(f"{command}: exit status {done.returncode}: {done.stderr.strip()}")
     return done.stdout

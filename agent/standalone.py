@@ -23,16 +23,16 @@ from agent.marks import LAST_EPOCH, free_epoch
 from agent.runtime import Recorded, RuntimeDirectory
 from policy.engine import PolicyEngine
 from policy.files import Problem
-from policy.objects import ClusterNetworkPolicy, NetworkPolicy, Pod
+from policy.objects import NETWORK_NAMESPACE_ANNOTATION, ClusterNetworkPolicy, NetworkPolicy, Pod
 from policy.view import View
 from trireme_py.errors import KernelError, TriremeError
 from trireme_py.identities import LocalIdentity
 from trireme_py.model import Address, PolicyView
 
+__all__ = ["NETWORK_NAMESPACE_ANNOTATION", "VERIFY_TICKS", "Enforcement", "Standalone"]
+
 log = logging.getLogger(__name__)
 
-NETWORK_NAMESPACE_ANNOTATION: Final = "trireme.io/network-namespace"
-"""On a Pod: the network namespace it runs in, a name of ``ip netns`` or a path."""
 VERIFY_TICKS: Final = 60
 """How often the rules are read back: a pod with CAP_NET_ADMIN can flush them, and is held again a minute later."""
 _ANNOTATION_FIELD: Final = f'metadata.annotations["{NETWORK_NAMESPACE_ANNOTATION}"]'
@@ -130,6 +130,14 @@ class Standalone:
         """The pods under enforcement, by ``namespace/name``, with their endpoint numbers."""
         return {name: bound.endpoint for name, bound in self._bound.items()}
 
+    def summary(self) -> dict[str, int]:
+        """Return what a log line should say: pods enforced, pods that are not (here, or not yet), problems."""
+        return {
+            "pods": len(self._bound),
+            "not_enforced": len(self._folder.pods) - len(self._bound),
+            "problems": len(self.problems),
+        }
+
     @property
     def policies(self) -> int:
         return sum(isinstance(item, NetworkPolicy | ClusterNetworkPolicy) for item in self._folder.objects)
@@ -185,7 +193,8 @@ class Standalone:
         """Return the pods to enforce, by name, each with its namespace."""
         wanted: dict[str, tuple[Pod, Path]] = {}
         taken: dict[tuple[int, int], str] = {}
-        for pod in self._folder.pods:
+        # Who has a namespace keeps it: a slip in another pod's annotation must not take it away.
+        for pod in sorted(self._folder.pods, key=lambda pod: not self._has_its_namespace(pod)):
             namespace = pod.annotations.get(NETWORK_NAMESPACE_ANNOTATION)
             if namespace is None or pod.completed:
                 continue
@@ -207,6 +216,12 @@ class Standalone:
             taken[inode] = name
             wanted[name] = pod, path
         return wanted
+
+    def _has_its_namespace(self, pod: Pod) -> bool:
+        """Tell whether the namespace that ``pod`` asks for is recorded as its own, by this agent or the one before."""
+        recorded = self._recorded.get(f"{pod.namespace}/{pod.name}")
+        asked = pod.annotations.get(NETWORK_NAMESPACE_ANNOTATION, "")
+        return recorded is not None and recorded.network_namespace == str(netns.namespace_path(asked))
 
     # -- From what is to what should be -------------------------------------------------------------------------------
 

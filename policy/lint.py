@@ -42,7 +42,8 @@ class Finding:
 
     def __str__(self) -> str:
         field = f" {self.field}" if self.field else ""
-        return f"{self.file}:{self.line}: {self.severity.value}:{field} {self.message}; {self.hint} [{self.code}]"
+        hint = f"; {self.hint}" if self.hint else ""
+        return f"{self.file}:{self.line}: {self.severity.value}:{field} {self.message}{hint} [{self.code}]"
 
 
 def check(loaded: Loaded) -> list[Finding]:

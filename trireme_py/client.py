@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from trireme_py import messages, wire
 from trireme_py.endpoint import (
     Shared,
@@ -16,7 +18,7 @@ from trireme_py.endpoint import (
 from trireme_py.errors import BadPacket
 from trireme_py.flows import BoundedTable, ClientFlow, Live
 from trireme_py.handshake import AWAITING_ACK, AWAITING_SYN_ACK, State, Step, advance
-from trireme_py.model import Address, Decision, Direction, DropReason, Result, Verdict
+from trireme_py.model import Address, Decision, Direction, DropReason, Instant, Result, Verdict
 from trireme_py.packet import (
     ACK,
     FIN,
@@ -31,6 +33,10 @@ from trireme_py.packet import (
 from trireme_py.relay import check_ends
 
 PROOF = wire.ACK.size
+
+RESYNCHRONISE_NS: Final = 500_000_000
+"""How far apart two repeated SYN-ACKs must be to say that nothing of ours arrives. The server's kernel repeats its own
+after one and three seconds. The server's agent asks sooner, and a late or doubled copy comes whenever it likes."""
 
 
 class ClientSide:
@@ -206,16 +212,19 @@ class ClientSide:
         if flow.state in AWAITING_ACK:
             return Result(Verdict.PASS, packet=with_tcp(turn.packet, b""))
         self._remember(turn, flow)
-        return self._prove_again(flow)
+        return self._prove_again(turn.now, flow)
 
-    def _prove_again(self, flow: ClientFlow) -> Result:
-        flow.repeats += 1
+    def _prove_again(self, now: Instant, flow: ClientFlow) -> Result:
         send: list[bytes] = []
-        if flow.repeats == 2:
-            # A stale entry of the same ports in a conntrack on the path has counted the token into its window and now
-            # calls our ACKs invalid. A SYN without it sets that window right.
-            flow.resynchronising = True
-            send.append(flow.syn.data)
+        if now.mono_ns - flow.asked_ns >= RESYNCHRONISE_NS:
+            flow.asked_ns = now.mono_ns
+            flow.repeats += 1
+            if flow.repeats == 2:
+                # A stale entry of the same ports in a conntrack on the path has counted the token into its window and
+                # now calls our ACKs invalid. A SYN without it sets that window right. (To an entry that is right it
+                # does harm: it would forget what is in flight, and call that invalid.)
+                flow.resynchronising = True
+                send.append(flow.syn.data)
         if flow.ack is not None:
             send.append(self._proof_alone(flow, flow.ack))
         self._shared.drops[DropReason.REPEATED] += 1
@@ -269,7 +278,7 @@ class ClientSide:
         again = flow.state is State.ACK_CREATED
         flow.state = advance(flow.state, Step.CREATE_ACK)
         if not again:
-            flow.ack = turn.packet
+            flow.ack, flow.asked_ns = turn.packet, turn.now.mono_ns
             self._admit(turn, flow)
 
     def _admit(self, turn: Turn, flow: ClientFlow) -> None:

@@ -129,6 +129,9 @@ class ClientFlow:
     """The pod's first ACK, whose headers a repeated proof borrows."""
     held: Held = field(default_factory=Held)
     repeats: int = 0
+    """SYN-ACKs that asked for the proof again, those that came right after another left out."""
+    asked_ns: int = 0
+    """When the last of them came, or when the proof was sent first; monotonic."""
     resynchronising: bool = False
     """The next SYN of this connection is our own bare one."""
 

@@ -51,7 +51,15 @@ def init(ctx: click.Context, directory: Path, trust_domain: str, days: int) -> N
 
 @command.command()
 @click.argument("request", type=click.Path(path_type=Path))
-@click.option("--ca", "directory", type=click.Path(path_type=Path), default=".", show_default=True, metavar="DIR")
+@click.option(
+    "--ca",
+    "directory",
+    type=click.Path(path_type=Path),
+    default=".",
+    show_default=True,
+    metavar="DIR",
+    help="The authority's folder.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="CERT", help="The file to send back.")
 @click.option("--days", type=click.IntRange(1, 1095), default=365, show_default=True, help="How long it holds.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
@@ -77,4 +85,4 @@ def sign(ctx: click.Context, request: Path, directory: Path, out: Path, days: in
         click.echo(f"trireme ca sign: {error}", err=True)
         ctx.exit(2)
     click.echo(f"wrote {out}")
-    click.echo("next: copy it to the node, into the folder of its key, as node.crt")
+    click.echo("next: copy it to the node, into the folder of its key, as node.crt; there: trireme node show DIR")

@@ -26,6 +26,16 @@ _COLOURS: Final = {"allow": "green", "deny": "red", "audit": "yellow"}
 _DURATION: Final = re.compile(r"(\d+)([smh])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
 _INDENT: Final = " " * 14
+_CLOCKS: Final = "compare both nodes' clocks: timedatectl"
+_NEXT: Final = {
+    DropReason.UNKNOWN_SIGNER.value: "compare both nodes' pre-shared keys, or their authorities: trireme node show DIR",
+    DropReason.TRUST_DOMAIN.value: "compare spec.trustDomain of both nodes",
+    DropReason.EXPIRED.value: _CLOCKS,
+    DropReason.NOT_YET_VALID.value: _CLOCKS,
+    DropReason.UNEXPLAINED_TRANSLATION.value: "let spec.nodeNetworkNamespace name the namespace that translates, "
+    "or see spec.requireTranslationEvidence",
+}
+"""What to do about an exchange that fails because two nodes, or a node and its network, are not set up alike."""
 _FAILURES: Final = frozenset(reason.value for reason in DropReason if reason is not DropReason.POLICY)
 
 
@@ -90,6 +100,8 @@ def render(record: FlowRecord) -> str:
     if record.nearest:
         word = "why" if record.reason in _FAILURES else "closest"
         lines.append(f"{_INDENT}{word}: {record.nearest}")
+    if record.reason in _NEXT:
+        lines.append(f"{_INDENT}next: {_NEXT[record.reason]}")
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ cannot be used, 3 the command was used wrongly.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import IO, Any, Final, NoReturn
 
 import click
 
+from agent import config
 from agent.config import DEFAULT_RUNTIME_DIRECTORY
 from policy import explain as explaining
 from policy.diff import compare
@@ -71,7 +73,7 @@ files_option = click.option(
 agent_option = click.option(
     "--agent",
     "runtime",
-    type=PathType,
+    type=click.Path(path_type=Path, readable=False),  # who may not read it is told so with what to do
     is_flag=False,
     flag_value=Path(DEFAULT_RUNTIME_DIRECTORY),
     metavar="[DIR]",
@@ -94,9 +96,16 @@ def command() -> None:
 @paths_argument
 @output_option
 def check(paths: tuple[Path, ...], output: str) -> None:
-    """Find what is invalid and what is surely not meant, with file, line and advice."""
+    """Find what is invalid and what is surely not meant, with file, line and advice.
+
+    An AgentConfig is checked, too; the key files it names are not.
+    """
     loaded = with_workloads(load_files(paths))
     findings = lint(loaded)
+    findings.extend(
+        Finding(Severity.ERROR, "invalid", one.file, one.line, config.KIND, one.field, one.message, one.hint)
+        for one in config.check(loaded.others)
+    )
     if output == "json":
         _json([_finding_json(each) for each in findings])
     else:
@@ -299,7 +308,17 @@ def verdicts(file: IO[str]) -> None:
 
 def _chosen(paths: tuple[Path, ...], runtime: Path | None) -> tuple[Path, ...]:
     """Return the files, and those that the agent keeps of what it has in force (agent/folder.py)."""
-    return paths if runtime is None else (*paths, runtime / "last-good")
+    if runtime is None:
+        return paths
+    kept = runtime / "last-good"
+    try:
+        kept.stat()
+        os.listdir(kept)
+    except PermissionError:
+        _fail(f"{kept}: is for root alone; run it as root, or name the agent's folder of policies instead of --agent")
+    except OSError:
+        _fail(f"{kept}: does not exist: no agent keeps its files here; name its spec.runtimeDirectory: --agent DIR")
+    return (*paths, kept)
 
 
 def _given(paths: tuple[Path, ...], runtime: Path | None) -> tuple[Path, ...]:

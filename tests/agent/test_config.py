@@ -100,13 +100,13 @@ def test_everything_wrong_is_said_at_once_with_file_line_and_field(tmp_path: Pat
 """
     )
     assert refused(tmp_path, text) == [
-        "DIR/agent.yaml:3: spec.credentials: missing",
+        "DIR/agent.yaml:3: spec.credentials: missing; write credentials: {presharedKey: psk.key}",
         "DIR/agent.yaml:4: spec.trustDomain: lower-case letters, digits, '.', '-' and '_' only, 1 to 255 of them",
         "DIR/agent.yaml:5: spec.mode: 'pks' is not one of psk, pki",
         "DIR/agent.yaml:6: spec.podRange: unknown field; did you mean podRanges?",
-        "DIR/agent.yaml:7: spec.podRanges[1]: expected `str`, got `int`",
+        "DIR/agent.yaml:7: spec.podRanges[1]: must be text, in quotes",
         "DIR/agent.yaml:8: spec.metrics: 'localhost' is not ADDRESS:PORT, such as 127.0.0.1:9643 or [::1]:9643, or off",
-        "DIR/agent.yaml:9: spec.queue: expected `int` <= 65535",
+        "DIR/agent.yaml:9: spec.queue: must be a number of at most 65535",
     ]
 
 
@@ -121,11 +121,15 @@ def test_everything_wrong_is_said_at_once_with_file_line_and_field(tmp_path: Pat
         ("metrics: 127.0.0.1:70000", "ADDRESS:PORT"),
         ("metrics: true", "ADDRESS:PORT"),
         ("assertionLifetime: 30s", "from 1m to 24h"),
-        ("assertionLifetime: 3600", "expected `str`"),
+        ("assertionLifetime: 3600", "must be text, in quotes"),
         ("runtimeDirectory: run", "absolute path"),
         ("failMode: ajar", "not one of closed, open"),
         ("rules: nftables", "not one of auto, nft, legacy, python-iptables"),
-        ("audit: 1", "expected `bool`"),
+        ("podRanges: 10.0.0.0/8", "must be a list, such as [10.244.0.0/16]"),
+        ("markMask: '0xff0000'", "must be a number, without quotes"),
+        ("markMask: 0", "must be a number of at least 1"),
+        ("metrics: 9643", "must be text, in quotes"),
+        ("audit: 1", "must be true or false, without quotes"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path: Path, field: str, words: str) -> None:
@@ -143,6 +147,30 @@ def test_credentials_of_the_other_mode_are_refused(tmp_path: Path) -> None:
         "spec.credentials.key",
         "spec.credentials.presharedKey",
     ]
+
+
+def test_missing_credentials_come_with_the_command_that_makes_them(tmp_path: Path) -> None:
+    (problem,) = refused(tmp_path, GOOD.replace("presharedKey: keys/psk.key", ""))
+    assert problem.endswith("mode psk needs it; write psk.key, and make it with: trireme key new DIR/psk.key")
+    problems = refused(tmp_path, GOOD.replace("presharedKey: keys/psk.key", "").replace("psk\n", "pki\n"))
+    assert (
+        "spec.credentials.key: mode pki needs it; write node.key, and make it with: trireme node request DIR"
+        in (problems[2])
+    )
+    assert "write node.crt" in problems[0]
+
+
+@pytest.mark.parametrize("slip", ["Agentconfig", "AgentConfiguration"])
+def test_a_misspelled_kind_is_named(tmp_path: Path, slip: str) -> None:
+    assert refused(tmp_path, GOOD.replace("AgentConfig", slip)) == [
+        f"DIR/agent.yaml:2: kind: {slip} is not a known kind; did you mean AgentConfig?"
+    ]
+
+
+def test_a_file_instead_of_its_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "agent.yaml").write_text(GOOD)
+    with pytest.raises(ConfigError, match=f"is a file; name the folder it is in: --config {tmp_path}$"):
+        load(tmp_path / "agent.yaml")
 
 
 def test_no_document_and_two_documents_are_refused(tmp_path: Path) -> None:

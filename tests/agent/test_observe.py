@@ -19,7 +19,7 @@ from agent.flowlog import record_of
 from agent.observe import LIVE, RING_EVENTS, ObserveServer, subscribe
 from tests.harness.flow_events import CART, event
 from trireme_py.errors import KernelError
-from trireme_py.model import Direction, PlainLabels, Reason
+from trireme_py.model import Direction, DropReason, PlainLabels, Reason
 
 NOW = datetime.now(UTC).timestamp()
 
@@ -132,6 +132,15 @@ def test_an_allow_on_egress_names_the_rule_where_it_stands() -> None:
     assert "shop/db → shop/cart [app=cart]:5432" in first
     assert "ALLOW" in first
     assert second.strip() == "by NetworkPolicy/shop/x egress[0]   identity: proven"
+
+
+def test_an_exchange_that_two_nodes_cannot_have_names_what_to_compare() -> None:
+    denied = record_of(event(peer=None, nearest="unknown_signer: another pre-shared key"))
+    refused = msgspec.structs.replace(denied, reason=DropReason.UNKNOWN_SIGNER.value)
+    assert [line.strip() for line in render(refused).splitlines()[-2:]] == [
+        "why: unknown_signer: another pre-shared key",
+        "next: compare both nodes' pre-shared keys, or their authorities: trireme node show DIR",
+    ]
 
 
 def test_a_peer_without_identity_is_its_address() -> None:

@@ -161,6 +161,18 @@ def test_broken_files_end_in_one_message(folder: Path) -> None:
         assert "run `trireme policy check`" in result.stderr
 
 
+def test_check_reads_the_agent_s_configuration(folder: Path) -> None:
+    text = "apiVersion: trireme.io/v1alpha1\nkind: AgentConfig\nspec: {trustDomain: example.org, mode: psk}\n"
+    (folder / "agent.yaml").write_text(text)
+    found = trireme("check", folder)
+    assert found.exit_code == 1
+    assert f"{folder}/agent.yaml:3: error: spec.credentials missing; write credentials: " in found.output
+    (folder / "agent.yaml").write_text(text.replace("psk}", "psk, credentials: {presharedKey: psk.key}}"))
+    assert trireme("check", folder).exit_code == 0
+    (folder / "agent.yaml").write_text(text.replace("AgentConfig", "Agentconfig"))
+    assert "did you mean AgentConfig?" in trireme("check", folder).output
+
+
 def test_what_the_agent_has_in_force(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The agent's copies of good files are read, not the folder that may have been broken since."""
     runtime = tmp_path_factory.mktemp("run")
@@ -174,4 +186,4 @@ def test_what_the_agent_has_in_force(folder: Path, tmp_path_factory: pytest.Temp
     assert trireme("show").exit_code == 3
     nobody = trireme("show", "--agent", runtime / "nobody")
     assert nobody.exit_code == 2
-    assert "does not exist" in nobody.stderr
+    assert "does not exist: no agent keeps its files here; name its spec.runtimeDirectory" in nobody.stderr

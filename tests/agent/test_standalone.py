@@ -158,6 +158,7 @@ def test_a_pod_is_bound_by_its_annotation(rig: Rig) -> None:
     rig.standalone.start()
     assert rig.kernel.take() == [("attach", "shop/a", "a", 1)]
     assert dict(rig.standalone.bound) == {"shop/a": 1}
+    assert rig.standalone.summary() == {"pods": 1, "not_enforced": 1, "problems": 0}
     assert not rig.problems()
     rig.standalone.tick()
     assert rig.kernel.take() == []
@@ -314,6 +315,20 @@ def test_two_pods_cannot_share_a_namespace(rig: Rig) -> None:
     rig.standalone.start()
     assert rig.kernel.take() == [("attach", "shop/a", "a", 1)]
     assert "is already that of pod shop/a" in rig.problems()[0]
+
+
+def test_a_pod_keeps_its_namespace_when_one_of_an_earlier_name_asks_for_it(rig: Rig) -> None:
+    rig.namespace("ns")
+    rig.pod("b", namespace="ns")
+    rig.standalone.start()
+    rig.pod("a", namespace="ns")
+    rig.standalone.changed()
+    assert rig.kernel.take() == [("attach", "shop/b", "ns", 1)]
+    assert "is already that of pod shop/b" in rig.problems()[0]
+    rig.standalone.stop()
+    rig.restart()
+    rig.standalone.start()
+    assert list(rig.standalone.bound) == ["shop/b"]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,7 @@ from agent import conntrack
 from agent.enforcement import PodEnforcement
 from agent.failmode import FailMode
 from agent.lab import Lab, LabPod
+from agent.nfqueue import PodQueue
 from agent.rules import RuleBackend
 from agent.rules_iptc import IptcBackend
 from agent.rules_restore import RestoreBackend, Variant
@@ -123,6 +127,51 @@ def test_connections_that_ended_are_forgotten_after_a_second_look(network: Netwo
         assert lives.recv(1) == b"y"
 
 
+@pytest.mark.parametrize("iptables", ["iptables", "ip6tables"])
+def test_a_connection_behind_a_sidecar_is_not_forgotten_while_it_lives(
+    network: Network, node: Node, iptables: str
+) -> None:
+    """Its packets leave from the proxy's port, as far as the rules can see: conntrack's reply direction says so."""
+    address = network.server.ipv4 if iptables == "iptables" else network.server.ipv6
+    redirect = ("PREROUTING", "-p", "tcp", "--dport", str(PORT), "-j", "REDIRECT", "--to-ports", "15006")
+    network.server.command(iptables, "-t", "nat", "-A", *redirect)
+    try:
+        held = Held(node, network.server, OPEN)
+        with Server(network.server, 15006), open_socket(network.client, address) as lives:
+            lives.connect((str(address), PORT))
+            lives.sendall(b"x")
+            assert lives.recv(1) == b"x"
+            assert held.enforcement.read().gauges.live == 2
+            held.enforcement.verify()
+            held.enforcement.verify()
+            assert held.enforcement.read().gauges.live == 2
+    finally:
+        network.server.command(iptables, "-t", "nat", "-D", *redirect)
+
+
+def test_a_namespace_that_refuses_leaves_no_other_unverified(network: Network, node: Node) -> None:
+    class Refusing(RestoreBackend):
+        def apply(self, namespace: Path, rules: PodRules) -> bool:
+            if namespace == network.client.path and refuse:
+                raise KernelError("no")
+            return super().apply(namespace, rules)
+
+    refuse = False
+    held = Held(node, network.client, CLOSED, Refusing(Variant.NFT))
+    held.enforcement.attach(
+        2, "test/server", network.server.path, addresses=(), identity=None, policy=CLOSED, epoch=1
+    )  # fmt: skip
+    try:
+        refuse = True
+        network.server.command("iptables", "-t", "mangle", "-F")
+        with pytest.raises(KernelError, match="no"):
+            held.enforcement.verify()
+        assert refused(network.client, network.server.ipv4, PORT)
+    finally:
+        held.enforcement.detach(1)
+        RestoreBackend(Variant.NFT).remove(network.client.path)
+
+
 def test_counters_never_fall_when_a_pod_goes(network: Network, node: Node) -> None:
     held = Held(node, network.server, OPEN)
     assert ask(network.client, network.server.ipv4, PORT) == b"hello"
@@ -147,6 +196,26 @@ def test_a_failed_attach_leaves_no_listener(network: Network, node: Node) -> Non
     assert not node.loop.queues
     Held(node, network.server, OPEN)
     assert ask(network.client, network.server.ipv4, PORT) == b"hello"
+
+
+def test_a_queue_without_a_descriptor_left_is_an_error_that_leaves_nothing_open(network: Network, node: Node) -> None:
+    open_files = Path("/proc/self/fd")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = len(list(open_files.iterdir()))
+    refusals = 0
+    for more in range(32):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before + more, hard))
+        try:
+            PodQueue(network.server.path, 1, node.datapath, node.guard, marks=node.marks, epoch=1).close()
+        except KernelError:
+            refusals += 1
+        else:
+            break
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            gc.collect()  # a refusal's traceback
+    assert 2 < refusals < 32
+    assert len(list(open_files.iterdir())) <= before
 
 
 def test_a_second_agent_in_the_same_namespace_is_refused(network: Network, node: Node) -> None:

@@ -45,8 +45,8 @@ from trireme_py.packet import ACK, FIN, RST, SYN, Packet, with_tcp
 pytestmark = pytest.mark.kernel
 
 PORT = 80
-PATIENCE_S = 20.0
-"""A connection that loses several packets waits for the kernel's timers of one and more seconds."""
+PATIENCE_S = 60.0
+"""A connection that loses several packets waits for the kernel's timers of one and more seconds, and doubles them."""
 DATA = bytes(index * 7 % 251 for index in range(20_000))
 PROOF = wire.ACK.size
 _TCP_REPAIR = 19  # include/uapi/linux/tcp.h
@@ -178,6 +178,25 @@ def test_one_packet(scene: Scene, kind: Kind, impairment: str) -> None:
     with Shim(scene.lab.router, link):
         assert digest(scene.ask()) == digest(DATA)
     assert link.all(kind)
+    scene.expect_one_connection()
+
+
+def test_late_copies_of_a_syn_ack(scene: Scene) -> None:
+    """They get the proof again and nothing else. A bare SYN, which is for stale conntrack entries, would make the
+    router forget what is in flight and drop it from then on."""
+    link = Link()
+
+    def decide(packet: Packet) -> Pass:
+        fate = link(packet)
+        if link.crossed[-1][1] is Kind.DATA and len(link.all(Kind.DATA)) == 1:
+            for _ in range(3):
+                inject(scene.lab.router, link.all(Kind.SYN_ACK)[0][1].data)
+        return fate
+
+    with Shim(scene.lab.router, decide):
+        assert digest(scene.ask()) == digest(DATA)
+    assert len(link.all(Kind.SYN)) == 1
+    assert scene.here.drops == {DropReason.REPEATED: 3}
     scene.expect_one_connection()
 
 
