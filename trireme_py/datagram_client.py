@@ -60,7 +60,7 @@ class DatagramClient:
             hold(self._shared, turn, flow.held)  # what came before it goes first
             return Result(Verdict.HOLD)
         young = turn.now.mono_ns - flow.began_ns < HELLO_INTERVAL_NS * HELLOS
-        fits = _carries(turn.packet, datagram, wire.RESUME.size + len(flow.hello))
+        fits = _carries(turn.packet, datagram, wire.RESUME.size + len(flow.hello)) and len(flow.resumes) < MAX_RESUMES
         if flow.stage is Stage.RESUMED and young and fits and flow.warm is self._warm(turn):
             return self._resume(turn, flow, datagram)
         if flow.waits:
@@ -92,8 +92,6 @@ class DatagramClient:
             warm.ticket, warm.counter, flow.hello, warm.key, warm.server, warm.client, datagram.payload
         )
         flow.resumes[warm.counter] = resume[: wire.RESUME.size]
-        if len(flow.resumes) > MAX_RESUMES:
-            del flow.resumes[next(iter(flow.resumes))]
         return Result(Verdict.PASS, packet=with_message(turn.packet, datagram.payload, resume, sealed=flow.waits))
 
     def _introduce(self, turn: Turn, flow: ClientDatagrams, datagram: Datagram) -> Result:
@@ -158,11 +156,12 @@ class DatagramClient:
     def net_again(self, turn: Turn, flow: ClientDatagrams, message: bytes) -> Result:
         """The server may not answer with more than it got: give it more."""
         messages.check_header_untrusted(message, MessageType.AGAIN, wire.HEADER.size)
-        if flow.proof or flow.hellos >= HELLOS:
+        if flow.answer_fixed or flow.hellos >= HELLOS:
             raise BadPacket(DropReason.UNEXPECTED, "asked too often")
         flow.hellos += 1
         turn.pod.datagrams.clients.put(flow.key, flow, turn.now.mono_ns)
-        return self._consumed(send=(self._hello(flow),))
+        # What it has confirmed meanwhile is enough to prove ourselves at once.
+        return self._consumed(send=(self._proof_alone(flow) if flow.proof else self._hello(flow),))
 
     def net_answer(self, turn: Turn, flow: ClientDatagrams, message: bytes) -> Result:
         """The server says who it is: believe it, judge it, and prove ourselves."""

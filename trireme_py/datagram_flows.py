@@ -29,7 +29,7 @@ FLOW_NS: Final = 10_000 * _MS
 MAX_FLOWS: Final = 4096
 """Per pod and role."""
 MAX_RESUMES: Final = 32
-"""Datagrams of one flow whose confirmation may be on its way."""
+"""Datagrams of one flow that may prove themselves before one of them is confirmed; a longer burst says HELLO."""
 MAX_TICKETS: Final = 4096
 
 
@@ -91,7 +91,7 @@ class ClientDatagrams:
     """Whether what is held waits only until our HELLO has left ahead of it."""
     warm: Warm | None = None
     resumes: dict[int, bytes] = field(default_factory=dict)
-    """The last RESUMEs sent, by counter: the first 52 octets of each."""
+    """The RESUMEs sent, by counter: the first 52 octets of each."""
     peer: Peer | None = None
     actual: End | None = None
     pair_key: bytes = b""
@@ -122,6 +122,8 @@ class ServerDatagrams:
     answer: bytes = b""
     nonce: bytes = b""
     confirm: bytes = b""
+    said_ns: int = 0
+    """When something was said last."""
     held: Held = field(default_factory=Held)
 
 
@@ -140,8 +142,8 @@ class DatagramTables:
     )
     tickets: BoundedTable[bytes, Ticket] = field(default_factory=lambda: BoundedTable(MAX_TICKETS, WARM_NS))
     silent: BoundedTable[tuple[Address, int], bool] = field(default_factory=lambda: BoundedTable(MAX_FLOWS, SILENT_NS))
-    own: BoundedTable[bytes, bool] = field(default_factory=lambda: BoundedTable(MAX_FLOWS, 1_000 * _MS))
-    """Datagrams that we sent ourselves and that are yet to pass the pod's rules, by their octets."""
+    own: BoundedTable[bytes, int] = field(default_factory=lambda: BoundedTable(MAX_FLOWS, 1_000 * _MS))
+    """Datagrams that we sent ourselves and that are yet to pass the pod's rules, by their octets: how many."""
 
     def timed(self) -> tuple[BoundedTable[Any, Any], ...]:
         """Every table, for its deadline."""

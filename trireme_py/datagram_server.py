@@ -7,7 +7,7 @@ from typing import Final
 
 from trireme_py import messages, wire
 from trireme_py.assertion import check_validity
-from trireme_py.datagram_flows import ServerDatagrams, Stage, Ticket
+from trireme_py.datagram_flows import HELLO_INTERVAL_NS, ServerDatagrams, Stage, Ticket
 from trireme_py.datagram_messages import confirmed_ends, decode_resume_untrusted, encode_confirm, resume_mac
 from trireme_py.endpoint import Shared, Turn, drop_held, hold, judge, take_held
 from trireme_py.errors import BadPacket
@@ -70,6 +70,7 @@ class DatagramServer:
         if len(data) > flow.request:
             return ()
         flow.request -= len(data)
+        flow.said_ns = turn.now.mono_ns
         return (data,)
 
     def _answer(self, turn: Turn, hello: Syn, peer: Peer, previous: ServerDatagrams | None) -> ServerDatagrams:
@@ -206,9 +207,11 @@ class DatagramServer:
             return Result(turn.accept)
         if self._anybody_may(turn):
             return Result(Verdict.PASS)
-        # The proof was lost or overtaken: let it wait, and ask again as long as we have heard more than we have said.
+        # The proof was lost or overtaken, or is on its way: let it wait, and ask again if that takes long.
         flow.request += turn.packet.length
         hold(self._shared, turn, flow.held)
+        if turn.now.mono_ns - flow.said_ns < HELLO_INTERVAL_NS:
+            return Result(Verdict.HOLD)
         return Result(Verdict.HOLD, send=self._say(turn, flow, flow.answer or flow.confirm))
 
     def _release(self, turn: Turn, flow: ServerDatagrams) -> tuple[Release, ...]:

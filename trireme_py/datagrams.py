@@ -37,13 +37,14 @@ class Datagrams:
 
     def sent(self, now: Instant, pod: Endpoint, data: bytes) -> None:
         """Remember a datagram of ours: it has yet to pass the pod's rules, like anything that leaves the pod."""
-        pod.datagrams.own.put(_name(data), True, now.mono_ns)
+        own, name = pod.datagrams.own, _name(data)
+        own.put(name, (own.get(name) or 0) + 1, now.mono_ns)
 
     def _leaving(self, turn: Turn, datagram: Datagram) -> Result:
         pod, packet = turn.pod, turn.packet
         tables = pod.datagrams
         if datagram.message is not None:
-            if tables.own.pop(_name(packet.data)):
+            if self._is_own(turn):
                 return self._client.own_left(turn)
             raise BadPacket(DropReason.UNEXPECTED, "a message of the exchange from the pod itself")
         live = pod.live.get(turn.tuple5)
@@ -62,6 +63,14 @@ class Datagrams:
         if silent or not self._may_ask(turn) or not (anybody or pod.policy.may_open(packet.protocol)):
             return self._established.datagram(turn)
         return self._client.begin(turn, datagram, waits=not anybody)
+
+    @staticmethod
+    def _is_own(turn: Turn) -> bool:
+        own, name = turn.pod.datagrams.own, _name(turn.packet.data)
+        count = own.pop(name) or 0
+        if count > 1:  # we have sent the same more than once, as one answers a repetition
+            own.put(name, count - 1, turn.now.mono_ns)
+        return count > 0
 
     def _may_ask(self, turn: Turn) -> bool:
         """Tell whether an exchange makes sense: we have an identity, and one single pod may have one there."""

@@ -13,7 +13,8 @@ from tests.harness.shop import CLIENT, SERVER
 from tests.harness.standin_policy import OPEN, only_from, only_to
 from tests.harness.surplus import read_udp, with_surplus
 from trireme_py.datagram_flows import HELLOS, SILENT_NS
-from trireme_py.model import Direction, DropReason, Reason
+from trireme_py.datapath import Caught
+from trireme_py.model import Direction, DropReason, Hook, Reason
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
 ISOLATED = pytest.mark.parametrize("isolated", POLICIES)
@@ -410,3 +411,37 @@ def test_a_server_that_answers_from_another_address() -> None:
     scene.client.say(scene.server, sport=40_002)
     scene.world.run(1)
     assert scene.answered() == [b"from elsewhere"]
+
+
+@pytest.mark.parametrize("isolated", ["client", "server", "both"])
+@pytest.mark.parametrize("count", [31, 32, 33, 34, 60])
+@pytest.mark.parametrize("pause_ms", [0, 1, 8])
+def test_a_burst_on_a_warm_flow_is_complete(isolated: str, count: int, pause_ms: int) -> None:
+    """More than may prove themselves without a confirmation: the rest goes behind a HELLO."""
+    scene = Resolver(isolated)
+    scene.ask(b"cold")
+    burst = [b"%d" % number for number in range(count)]
+    for payload in burst:
+        scene.client.say(scene.server, payload, sport=40_001)
+        scene.world.run(pause_ms / 1000)
+    scene.world.run(3)
+    assert scene.asked()[1:] == burst
+    assert scene.answered()[1:] == [b"re:" + payload for payload in burst]
+    assert not {*scene.client.drops, *scene.server.drops} - {DropReason.CONSUMED}
+
+
+def test_the_same_datagram_of_ours_twice_at_once() -> None:
+    """Two answers to one HELLO that came twice are the same to the last octet, and both pass the pod's rules."""
+    scene = Resolver()
+    scene.client.say(scene.server)
+    hello = scene.captured("HELLO")
+    datapath = scene.server.datapath
+    assert datapath is not None
+    results = [datapath.receive(scene.world.now, 0, Hook.NETWORK, [Caught(ticket, hello)]) for ticket in (9001, 9002)]
+    answers = [result.send[0] for [result] in results]
+    assert answers[0] == answers[1]
+    for answer in answers:
+        scene.server.leave(answer)
+    assert scene.kinds()[-2:] == ["ANSWER", "ANSWER"]
+    scene.server.leave(answers[0])
+    assert scene.server.drops[DropReason.UNEXPECTED] == 1
