@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import threading
 import time
@@ -174,6 +175,15 @@ def node_conntrack(config: AgentConfig, namespace: Path) -> NodeConntrack:
         if config.node_network_namespace is None:
             raise
         raise ConfigError(f"spec.nodeNetworkNamespace: {error}") from error
+
+
+def allow_many_files() -> None:
+    """Raise the soft limit of open files to the hard one.
+
+    Each pod takes four descriptors: the usual soft limit of 1024 would be reached at some two hundred pods.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def load_authenticator(config: AgentConfig) -> Authenticator:
