@@ -65,7 +65,7 @@ def run(folder: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
 
-    config = configuration.load(folder)
+    config = load_configuration(folder)
     authenticator = load_authenticator(config)
     with ExitStack() as closing:
         runtime = RuntimeDirectory(config.runtime_directory)
@@ -165,6 +165,14 @@ def run(folder: Path) -> None:
         follow(folder, standalone, stop)
         notify("STOPPING=1")
         log.info("stopping; rules stay in place", extra=fields(remove_them_with=f"trireme cleanup --config {folder}"))
+
+
+def load_configuration(folder: Path) -> AgentConfig:
+    """Read the configuration, and warn of what weakens it. Raises ConfigError."""
+    config = configuration.load(folder)
+    for field, text in configuration.cautions(config):
+        log.warning("caution", extra=fields(field=field, meaning=text))
+    return config
 
 
 def node_conntrack(config: AgentConfig, namespace: Path) -> NodeConntrack:
