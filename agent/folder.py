@@ -99,6 +99,13 @@ class FolderReader:
         if any(problem.file == str(self._folder) for problem in loaded.problems):
             # The folder itself cannot be read. It did not become empty; all stays as it was.
             return self._merge(Loaded(problems=loaded.problems), keep_all=True)
+        if self._own and not (loaded.objects or loaded.others or loaded.problems):
+            # Not even the agent's own configuration is there: nobody wrote this, something was unmounted.
+            text = "is empty; what was enforced stays as it was"
+            problem = Problem(
+                str(self._folder), 0, "", text, "to end enforcement, stop the agent and run: trireme cleanup"
+            )
+            return self._merge(Loaded(problems=(problem,)), keep_all=True)
         return self._merge(loaded)
 
     def stale(self) -> bool:

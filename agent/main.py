@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
 
 from agent import config as configuration
 from agent.backends import make_backend
@@ -38,7 +37,7 @@ from agent.nfqueue import CrashGuard
 from agent.notify import notify
 from agent.observe import ObserveServer
 from agent.runtime import RuntimeDirectory
-from agent.standalone import Standalone
+from agent.standalone import OWN_NAMESPACE, Standalone
 from agent.watching import follow
 from policy.addresses import parse_network
 from policy.engine import PolicyEngine
@@ -52,8 +51,6 @@ from trireme_py.model import Address, FlowEvent, Verdict
 from trireme_py.networks import NetworkSet
 
 log = logging.getLogger(__name__)
-
-OWN_NAMESPACE: Final = Path("/proc/self/ns/net")
 
 
 def run(folder: Path) -> None:

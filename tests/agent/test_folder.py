@@ -197,6 +197,19 @@ def test_a_folder_that_vanishes_changes_nothing(folder: Path, reader: FolderRead
     assert state.problems
 
 
+def test_a_folder_that_was_unmounted_is_not_one_that_asks_for_nothing(folder: Path, reader: FolderReader) -> None:
+    (folder / "agent.yaml").write_text("apiVersion: trireme.io/v1alpha1\nkind: AgentConfig\nspec: {}\n")
+    (folder / "a.yaml").write_text(pod("a"))
+    reader.first()
+    for file in folder.iterdir():
+        file.unlink()
+    state = reader.read()
+    assert keys(state) == {"Pod/shop/a"}
+    assert [problem.message for problem in state.problems] == ["is empty; what was enforced stays as it was"]
+    (folder / "agent.yaml").write_text("apiVersion: trireme.io/v1alpha1\nkind: AgentConfig\nspec: {}\n")
+    assert not keys(reader.read())
+
+
 def test_a_kind_nobody_reads_is_reported_and_breaks_nothing(folder: Path, reader: FolderReader) -> None:
     (folder / "a.yaml").write_text("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\n---\n" + pod("a"))
     state = reader.first()
