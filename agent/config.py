@@ -167,6 +167,20 @@ def load(folder: Path) -> AgentConfig:
     return config
 
 
+def cautions(config: AgentConfig) -> list[tuple[str, str]]:
+    """Return the fields that weaken what is enforced, each with what that means: to be said at every start."""
+    found: list[tuple[str, str]] = []
+    if config.audit:
+        found.append(("spec.audit", "everything is judged and reported, and nothing is enforced"))
+    if config.fail_mode is FailMode.OPEN:
+        found.append(("spec.failMode", "packets that cannot be judged pass, also while no agent runs"))
+    if not config.require_translation_evidence:
+        rest = "" if config.pod_ranges else "; without spec.podRanges that is every address"
+        text = f"a server behind an address outside the pod ranges is believed to be whoever it says it is{rest}"
+        found.append(("spec.requireTranslationEvidence", text))
+    return found
+
+
 def check(documents: Iterable[Document]) -> list[Problem]:
     """Return what is wrong with the configuration among ``documents``, wherever it lies."""
     problems: list[Problem] = []

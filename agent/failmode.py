@@ -30,7 +30,7 @@ class FailureCause(Enum):
     SHUTDOWN = "shutdown"
     """The agent is stopping, has stopped or died: nobody listens on the queue."""
     RULE_ERROR = "rule_error"
-    """The pod's rules could not be written."""
+    """A rule that is not ours sent the packet here, from a hook that is not ours to judge."""
 
 
 def verdict_for_failure(mode: FailMode, cause: FailureCause) -> Verdict:

@@ -12,14 +12,18 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 from agent.config import KIND
 from policy.files import SUFFIXES, Document, Loaded, Problem, load_file, load_folder
 from policy.objects import Object, Pod
 from trireme_py.errors import ConfigError
+
+LONGEST_NAME: Final = 200
+"""Of a copy, in characters: file systems take 255 octets, and a path can have 4,096."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,13 @@ class FolderReader:
         if any(problem.file == str(self._folder) for problem in loaded.problems):
             # The folder itself cannot be read. It did not become empty; all stays as it was.
             return self._merge(Loaded(problems=loaded.problems), keep_all=True)
+        if self._own and not (loaded.objects or loaded.others or loaded.problems):
+            # Not even the agent's own configuration is there: nobody wrote this, something was unmounted.
+            text = "is empty; what was enforced stays as it was"
+            problem = Problem(
+                str(self._folder), 0, "", text, "to end enforcement, stop the agent and run: trireme cleanup"
+            )
+            return self._merge(Loaded(problems=(problem,)), keep_all=True)
         return self._merge(loaded)
 
     def stale(self) -> bool:
@@ -103,8 +114,11 @@ class FolderReader:
 
     def _signature(self) -> frozenset[tuple[str, int, int, int]]:
         found = set()
-        for path in self._folder.rglob("*"):
-            if path.suffix in SUFFIXES:
+        # os.walk, unlike Path.rglob, goes on where a directory went away in the midst of it.
+        for directory, below, names in os.walk(self._folder):
+            below[:] = [name for name in below if not name.startswith(".")]
+            wanted = (name for name in names if name.endswith(SUFFIXES) and not name.startswith("."))
+            for path in (Path(directory, name) for name in wanted):
                 with suppress(OSError):  # it went away in this moment, which shows as a change
                     status = path.stat()
                     found.add((str(path), status.st_ino, status.st_size, status.st_mtime_ns))
@@ -157,7 +171,10 @@ class FolderReader:
 
     def _copy_of(self, file: str) -> Path:
         # Absolute: an agent that is started from another directory finds the copies of the one before it.
-        return self._last_good / (quote(os.path.abspath(file), safe="") + ".yaml")
+        name = quote(os.path.abspath(file), safe="")
+        if len(name) > LONGEST_NAME:
+            name = f"{name[-LONGEST_NAME:]}.{sha256(name.encode()).hexdigest()[:16]}"
+        return self._last_good / f"{name}.yaml"
 
     def _earlier_owners(self) -> dict[str, str]:
         """Return which file an earlier agent took each object from, as far as its copies tell."""
@@ -176,8 +193,12 @@ class FolderReader:
 
     def _keep(self, file: str) -> None:
         """Keep a copy; best effort, because a full disk must not keep a good change from applying."""
+        copy = self._copy_of(file)
+        fresh = copy.with_suffix(".new")
         try:
             self._last_good.mkdir(mode=0o700, parents=True, exist_ok=True)
-            shutil.copyfile(file, self._copy_of(file))
+            shutil.copyfile(file, fresh)
+            fresh.replace(copy)  # whole or not at all: half of a file can be good YAML with half of the policy
         except OSError:
-            self._copy_of(file).unlink(missing_ok=True)
+            for path in (fresh, copy):
+                path.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import threading
 import time
@@ -15,7 +16,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
 
 from agent import config as configuration
 from agent.backends import make_backend
@@ -37,7 +37,7 @@ from agent.nfqueue import CrashGuard
 from agent.notify import notify
 from agent.observe import ObserveServer
 from agent.runtime import RuntimeDirectory
-from agent.standalone import Standalone
+from agent.standalone import OWN_NAMESPACE, Standalone
 from agent.watching import follow
 from policy.addresses import parse_network
 from policy.engine import PolicyEngine
@@ -52,8 +52,6 @@ from trireme_py.networks import NetworkSet
 
 log = logging.getLogger(__name__)
 
-OWN_NAMESPACE: Final = Path("/proc/self/ns/net")
-
 
 def run(folder: Path) -> None:
     """Run the agent on ``folder`` until SIGTERM or SIGINT.
@@ -64,7 +62,7 @@ def run(folder: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
 
-    config = configuration.load(folder)
+    config = load_configuration(folder)
     authenticator = load_authenticator(config)
     with ExitStack() as closing:
         runtime = RuntimeDirectory(config.runtime_directory)
@@ -166,6 +164,14 @@ def run(folder: Path) -> None:
         log.info("stopping; rules stay in place", extra=fields(remove_them_with=f"trireme cleanup --config {folder}"))
 
 
+def load_configuration(folder: Path) -> AgentConfig:
+    """Read the configuration, and warn of what weakens it. Raises ConfigError."""
+    config = configuration.load(folder)
+    for field, text in configuration.cautions(config):
+        log.warning("caution", extra=fields(field=field, meaning=text))
+    return config
+
+
 def node_conntrack(config: AgentConfig, namespace: Path) -> NodeConntrack:
     """Open the conntrack table of the node. Raises KernelError, or ConfigError if a namespace was named."""
     try:
@@ -174,6 +180,15 @@ def node_conntrack(config: AgentConfig, namespace: Path) -> NodeConntrack:
         if config.node_network_namespace is None:
             raise
         raise ConfigError(f"spec.nodeNetworkNamespace: {error}") from error
+
+
+def allow_many_files() -> None:
+    """Raise the soft limit of open files to the hard one.
+
+    Each pod takes four descriptors: the usual soft limit of 1024 would be reached at some two hundred pods.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def load_authenticator(config: AgentConfig) -> Authenticator:

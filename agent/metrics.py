@@ -8,15 +8,18 @@ docs/metrics.md lists every series.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Final
-from wsgiref.simple_server import WSGIServer
+from socket import AF_INET, AF_INET6
+from socketserver import ThreadingMixIn
+from typing import Any, Final
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -31,6 +34,11 @@ log = logging.getLogger(__name__)
 QUEUE_ERRORS: Final = ("verdict", "send", "ticket", "forgotten")
 """Verdicts the kernel did not take, packets of our own it did not send, releases of packets that were not held, and
 held packets that nobody released."""
+
+SCRAPES: Final = 16
+"""Connections at a time; a few collectors and a person come to that. Each takes a thread and a descriptor."""
+SCRAPE_PATIENCE_S: Final = 5
+"""How long a connection may say nothing."""
 
 FlowKey = tuple[Direction, str, Reason | DropReason]
 
@@ -210,19 +218,57 @@ def make_registry(info: BuildInfo, read: Callable[[], Reading]) -> CollectorRegi
     return registry
 
 
+class _Handler(WSGIRequestHandler):
+    timeout = SCRAPE_PATIENCE_S
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
+        """Say nothing: a scrape each few seconds is no event."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread for each connection, and an end to how many: this port may be open to pods."""
+
+    daemon_threads = True
+
+    def __init__(self, address: str, port: int) -> None:
+        self.address_family = AF_INET6 if ip_address(address).version == 6 else AF_INET
+        self._free = threading.BoundedSemaphore(SCRAPES)
+        super().__init__((address, port), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread could be started
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the library's signature
+        log.warning("a scrape failed", extra=fields(source=client_address[0], error=sys.exception()))
+
+
 class MetricsServer:
-    """Serves ``/metrics`` over HTTP from a thread of its own."""
+    """Serves ``/metrics`` over HTTP from threads of its own."""
 
     def __init__(self, address: str, port: int, registry: CollectorRegistry) -> None:
         """Listen; port 0 takes a free one. Raises ConfigError if the address cannot be had."""
-        self._server: WSGIServer
-        self._thread: threading.Thread
         try:
-            self._server, self._thread = start_http_server(port, addr=address, registry=registry)
+            self._server = _Server(address, port)
         except OSError as error:
             raise ConfigError(
                 f"spec.metrics {address}:{port}: {error.strerror or error}; see who listens: ss -ltnp; or set it to off"
             ) from error
+        self._server.set_app(make_wsgi_app(registry))
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
         log.info("metrics", extra=fields(url=self.url))
 
     @property

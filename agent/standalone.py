@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 VERIFY_TICKS: Final = 60
 """How often the rules are read back: a pod with CAP_NET_ADMIN can flush them, and is held again a minute later."""
+OWN_NAMESPACE: Final = Path("/proc/self/ns/net")
 _ANNOTATION_FIELD: Final = f'metadata.annotations["{NETWORK_NAMESPACE_ANNOTATION}"]'
 
 
@@ -128,7 +129,7 @@ class Standalone:
     @property
     def bound(self) -> Mapping[str, int]:
         """The pods under enforcement, by ``namespace/name``, with their endpoint numbers."""
-        return {name: bound.endpoint for name, bound in self._bound.items()}
+        return {name: bound.endpoint for name, bound in tuple(self._bound.items())}
 
     def summary(self) -> dict[str, int]:
         """Return what a log line should say: pods enforced, pods that are not (here, or not yet), problems."""
@@ -144,8 +145,12 @@ class Standalone:
 
     @property
     def assertion_not_after(self) -> float:
-        """Earliest end of validity of an identity in use, seconds since the Unix epoch; 0 without pods."""
-        return min((bound.issued.identity.not_after for bound in self._bound.values() if bound.issued), default=0.0)
+        """Earliest end of validity of an identity in use, seconds since the Unix epoch; 0 without pods.
+
+        May be asked from any thread, as :attr:`bound` may.
+        """
+        issued = [bound.issued for bound in tuple(self._bound.values())]
+        return min((one.identity.not_after for one in issued if one is not None), default=0.0)
 
     def start(self) -> None:
         """Take over what an earlier agent left, and bring the folder into force.
@@ -208,6 +213,10 @@ class Standalone:
             if inode is None:
                 text = f"network namespace {path} is not there; the pod is enforced as soon as it is"
                 problems.append(self._folder.problem(pod, _ANNOTATION_FIELD, text, "see: ip netns list"))
+                continue
+            if inode == _inode(OWN_NAMESPACE):
+                text = f"network namespace {path} is this machine's own, not a pod's, and is not enforced"
+                problems.append(self._folder.problem(pod, _ANNOTATION_FIELD, text, "name the pod's"))
                 continue
             if inode in taken:
                 text = f"network namespace {path} is already that of pod {taken[inode]}"
@@ -367,6 +376,6 @@ class Standalone:
 def _inode(path: Path) -> tuple[int, int] | None:
     try:
         found = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # an octet of zero in the name is a ValueError
         return None
     return found.st_dev, found.st_ino

@@ -91,7 +91,8 @@ def parse_flow(protocol: Any, port: Any, where: str) -> tuple[int, int | None]:
     if protocol.upper() not in PROTOCOLS:
         return int(number), None
     if not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= 65535:
-        raise InputError(f"{where}.port: {port!r} is not a port number, and {describe_flow(number, None)} needs one")
+        what = "is missing" if port is None else f"{port!r} is not a port number"
+        raise InputError(f"{where}.port: {what}, and {describe_flow(number, None)} needs one")
     return int(number), port
 
 

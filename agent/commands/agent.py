@@ -28,9 +28,10 @@ def command(ctx: click.Context, folder: Path) -> None:
     the agent and leaves the rules in place; `trireme cleanup` removes them.
     """
     # The parts of the agent load here, so that `trireme --help` and the offline commands stay quick.
-    from agent.main import run  # noqa: PLC0415
+    from agent.main import allow_many_files, run  # noqa: PLC0415
 
     logs.set_up()
+    allow_many_files()
     try:
         run(folder)
     except TriremeError as error:

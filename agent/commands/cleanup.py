@@ -76,10 +76,10 @@ def _clean(namespace: Path) -> str:
 
     if not netns.exists(namespace):
         return ""  # the rules went with it
-    for backend in removers():
-        try:
+    try:
+        for backend in removers():
             backend.remove(namespace)
-        except TriremeError as error:
-            return f"{namespace}: {error}; correct this and run trireme cleanup again"
+    except TriremeError as error:
+        return f"{namespace}: {error}; correct this and run trireme cleanup again"
     click.echo(f"cleaned {namespace}")
     return ""

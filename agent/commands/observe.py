@@ -172,6 +172,8 @@ def command(
                     for record, kept in remembered:
                         show(record, kept)
                     if not follow:
+                        if not remembered:
+                            click.echo("trireme observe: the agent remembers no such verdict", err=True)
                         return
                 live = True
                 continue

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import yaml
 
-from agent.config import _SpecDocument, load
+from agent.config import _SpecDocument, cautions, load
 from agent.failmode import FailMode
 from trireme_py.errors import ConfigError
 
@@ -71,6 +71,19 @@ def test_every_field_can_be_set(tmp_path: Path) -> None:
     assert (config.metrics, config.flow_log) == (None, "-")
     assert config.runtime_directory == Path("/run/other")
     assert (config.assertion_lifetime_s, config.audit) == (900, True)
+
+
+def test_what_weakens_enforcement_is_said(tmp_path: Path) -> None:
+    (tmp_path / "agent.yaml").write_text(GOOD)
+    assert cautions(load(tmp_path)) == []
+    (tmp_path / "agent.yaml").write_text(
+        GOOD + "  audit: true\n  failMode: open\n  requireTranslationEvidence: false\n"
+    )
+    found = dict(cautions(load(tmp_path)))
+    assert list(found) == ["spec.audit", "spec.failMode", "spec.requireTranslationEvidence"]
+    assert "every address" in found["spec.requireTranslationEvidence"]
+    (tmp_path / "agent.yaml").write_text(GOOD + "  requireTranslationEvidence: false\n  podRanges: [10.0.0.0/8]\n")
+    assert "every address" not in dict(cautions(load(tmp_path)))["spec.requireTranslationEvidence"]
 
 
 def test_every_field_is_documented_with_its_default() -> None:

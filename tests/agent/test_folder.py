@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -156,6 +158,36 @@ def test_an_agent_started_elsewhere_finds_the_copies_and_only_what_is_in_force(
     assert len(list((tmp_path / "last-good").iterdir())) == 1
 
 
+def test_a_long_name_has_a_copy_like_any_other(folder: Path, tmp_path: Path) -> None:
+    files = [folder / f"{letter * 240}.yaml" for letter in "ab"]
+    for file in files:
+        file.write_text(pod(file.name[0]))
+    FolderReader(folder, tmp_path / "last-good").first()
+    files[0].write_text("kind: [")
+    assert set(apps(FolderReader(folder, tmp_path / "last-good").first())) == {"a", "b"}
+
+
+def test_directories_that_come_and_go_while_it_looks(folder: Path, reader: FolderReader) -> None:
+    (folder / "a.yaml").write_text(pod("a"))
+    reader.first()
+    done = threading.Event()
+
+    def churn() -> None:
+        while not done.is_set():
+            for number in range(20):
+                (folder / f"{number}" / "below").mkdir(parents=True)
+            for number in range(20):
+                shutil.rmtree(folder / f"{number}")
+
+    other = threading.Thread(target=churn)
+    other.start()
+    try:
+        assert not any(reader.stale() for _ in range(500))
+    finally:
+        done.set()
+        other.join()
+
+
 def test_a_folder_that_vanishes_changes_nothing(folder: Path, reader: FolderReader) -> None:
     (folder / "a.yaml").write_text(pod("a"))
     reader.first()
@@ -163,6 +195,19 @@ def test_a_folder_that_vanishes_changes_nothing(folder: Path, reader: FolderRead
     state = reader.read()
     assert keys(state) == {"Pod/shop/a"}
     assert state.problems
+
+
+def test_a_folder_that_was_unmounted_is_not_one_that_asks_for_nothing(folder: Path, reader: FolderReader) -> None:
+    (folder / "agent.yaml").write_text("apiVersion: trireme.io/v1alpha1\nkind: AgentConfig\nspec: {}\n")
+    (folder / "a.yaml").write_text(pod("a"))
+    reader.first()
+    for file in folder.iterdir():
+        file.unlink()
+    state = reader.read()
+    assert keys(state) == {"Pod/shop/a"}
+    assert [problem.message for problem in state.problems] == ["is empty; what was enforced stays as it was"]
+    (folder / "agent.yaml").write_text("apiVersion: trireme.io/v1alpha1\nkind: AgentConfig\nspec: {}\n")
+    assert not keys(reader.read())
 
 
 def test_a_kind_nobody_reads_is_reported_and_breaks_nothing(folder: Path, reader: FolderReader) -> None:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import re
+import socket
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent.metrics import BuildInfo, FlowCounts, MetricsServer, QueueReading, Reading, make_registry
+from agent.metrics import SCRAPES, BuildInfo, FlowCounts, MetricsServer, QueueReading, Reading, make_registry
 from tests.harness.flow_events import event
 from tests.harness.promtool import complaints
 from trireme_py.errors import ConfigError
@@ -119,6 +121,22 @@ def test_an_address_in_use_is_named() -> None:
             MetricsServer("127.0.0.1", port, make_registry(INFO, Reading))
     finally:
         first.close()
+
+
+def test_connections_that_say_nothing_are_few_and_end() -> None:
+    server = MetricsServer("127.0.0.1", 0, make_registry(INFO, Reading))
+    address = ("127.0.0.1", int(server.url.split(":")[2].split("/")[0]))
+    try:
+        with ExitStack() as closing:
+            silent = [closing.enter_context(socket.create_connection(address, 30)) for _ in range(SCRAPES)]
+            with socket.create_connection(address, 30) as late:
+                assert late.recv(1) == b"", "there is an end to how many"
+            for connection in silent:
+                assert connection.recv(1) == b"", "and to how long"
+        with urllib.request.urlopen(server.url, timeout=30) as response:
+            assert response.status == 200
+    finally:
+        server.close()
 
 
 def test_ipv6_works() -> None:

@@ -173,6 +173,8 @@ def test_filters_by_namespace_verdict_number_and_age(server: ObserveServer) -> N
     assert pods(run(server, "-o", "json", "--last", "9", "-n", "bank")) == ["bank/c", "bank/d"]
     assert pods(run(server, "-o", "json", "--last", "2", "-n", "shop", "--verdict", "deny")) == ["shop/b", "bank/d"]
     assert pods(run(server, "-o", "json", "--since", "1h")) == ["shop/b", "bank/c", "bank/d", "shop/e"]
+    nothing = run(server, "--last", "9", "--verdict", "audit")
+    assert (nothing.exit_code, nothing.stderr) == (0, "trireme observe: the agent remembers no such verdict\n")
 
 
 def test_colour_only_where_wanted(server: ObserveServer) -> None:

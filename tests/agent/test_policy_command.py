@@ -161,6 +161,14 @@ def test_broken_files_end_in_one_message(folder: Path) -> None:
         assert "run `trireme policy check`" in result.stderr
 
 
+def test_explain_without_a_port_says_how_to_write_it(folder: Path) -> None:
+    result = trireme("explain", "shop/web", "shop/db", "-f", folder)
+    assert (result.exit_code, result.output.partition(";")[0]) == (
+        2,
+        "trireme policy: shop/db.port: is missing, and TCP needs one",
+    )
+
+
 def test_check_reads_the_agent_s_configuration(folder: Path) -> None:
     text = "apiVersion: trireme.io/v1alpha1\nkind: AgentConfig\nspec: {trustDomain: example.org, mode: psk}\n"
     (folder / "agent.yaml").write_text(text)

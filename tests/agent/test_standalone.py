@@ -164,6 +164,28 @@ def test_a_pod_is_bound_by_its_annotation(rig: Rig) -> None:
     assert rig.kernel.take() == []
 
 
+@pytest.mark.parametrize(
+    ("namespace", "told"),
+    [
+        ('"a\\0b"', "is not there; the pod is enforced as soon as it is"),
+        ("/proc/self/ns/net", "is this machine's own, not a pod's, and is not enforced"),
+    ],
+    ids=["no name", "the machine's own"],
+)
+def test_a_namespace_that_cannot_be_a_pod_s_is_a_problem_and_others_are_bound(
+    rig: Rig, namespace: str, told: str
+) -> None:
+    rig.namespace("a")
+    rig.pod("a")
+    rig.pod("b")
+    path = rig.folder / "pod-b.yaml"
+    path.write_text(path.read_text().replace(str(rig.namespaces / "b"), namespace))
+    rig.standalone.start()
+    assert rig.kernel.take() == [("attach", "shop/a", "a", 1)]
+    (problem,) = rig.problems()
+    assert told in problem
+
+
 def test_a_namespace_that_comes_later_and_goes_again(rig: Rig) -> None:
     rig.pod("a")
     rig.standalone.start()

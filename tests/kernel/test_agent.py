@@ -10,6 +10,7 @@ One agent holds both pods, so each connection is judged at both of its ends.
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import socket
 import threading
@@ -293,6 +294,16 @@ def test_a_world_readable_key_is_refused(configuration: Configuration) -> None:
     assert done.returncode == 2
     assert "psk.key" in done.stderr
     assert "chmod" in done.stderr or "0600" in done.stderr
+
+
+def test_the_usual_soft_limit_of_open_files_does_not_limit_the_pods(configuration: Configuration) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard - 1), hard))
+    try:
+        with AgentProcess(configuration) as agent:
+            assert resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_the_service_manager_is_told(
