@@ -102,6 +102,18 @@ def healthy(*nodes: Node) -> None:
             assert (counters.verdict_failures, counters.send_failures, counters.lost_tickets) == (0, 0, 0)
 
 
+def receive(asking: socket.socket, count: int, *nodes: Node) -> list[bytes]:
+    """Return so many answers; a failure says what the nodes have dropped."""
+    answers: list[bytes] = []
+    while len(answers) < count:
+        try:
+            answers.append(asking.recv(4096))
+        except TimeoutError:
+            missing = f"{len(answers)} of {count} answers"
+            pytest.fail(f"{missing}; {[(node.drops, node.guard.crashes) for node in nodes]}")
+    return answers
+
+
 @pytest.mark.parametrize("isolated", POLICIES)
 @pytest.mark.parametrize("via", ["direct", "service"])
 def test_identity_decides(network: Network, nodes: tuple[Node, Node], family: int, isolated: str, via: str) -> None:
@@ -263,7 +275,7 @@ def test_order_and_completeness_of_a_burst(
                 asking.settimeout(3)
                 for payload in burst:
                     asking.sendto(payload, (str(target), PORT))
-                answers = [asking.recv(4096) for _ in burst]
+                answers = receive(asking, len(burst), here, there)
             assert sorted(server.received) == burst
             assert sorted(answers) == [b"re:" + payload for payload in burst]
             overtaken = sum(ahead > behind for ahead, behind in itertools.pairwise(server.received))
@@ -345,7 +357,7 @@ def test_segmentation_offload(network: Network, nodes: tuple[Node, Node], family
                 for _ in range(2):
                     server.received.clear()
                     asking.sendto(b"".join(datagrams), (str(target), PORT))
-                    assert sorted(asking.recv(4096) for _ in datagrams) == [b"re:" + one for one in datagrams]
+                    assert sorted(receive(asking, len(datagrams), *nodes)) == [b"re:" + one for one in datagrams]
                     assert sorted(server.received) == datagrams
     healthy(*nodes)
 
