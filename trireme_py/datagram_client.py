@@ -312,7 +312,7 @@ class DatagramClient:
         address, port = flow.actual or self._target(flow)
         identity = flow.peer.identity if flow.peer else None
         live = Live(Direction.EGRESS, identity, address, port, turn.pod.policy)
-        turn.pod.live.put(flow.key, live, turn.now.mono_ns)
+        turn.pod.live_datagrams.put(flow.key, live, turn.now.mono_ns)
 
     @staticmethod
     def _target(flow: ClientDatagrams) -> End:

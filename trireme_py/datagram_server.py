@@ -96,7 +96,7 @@ class DatagramServer:
 
     def _late(self, turn: Turn, datagram: Datagram) -> Result:
         """A datagram whose message has served already comes behind the proof, repeated or overtaken."""
-        live = turn.pod.live.get(turn.tuple5)
+        live = turn.pod.live_datagrams.get(turn.tuple5)
         if datagram.sealed and not datagram.payload:
             return self._consumed()
         if live is None or live.cut or not self._judge_client(turn, live.identity, proven=True, announce_allow=False):
@@ -252,7 +252,7 @@ class DatagramServer:
     def _remember_live(self, turn: Turn, identity: Identity | None) -> None:
         packet = turn.packet
         live = Live(Direction.INGRESS, identity, packet.source, packet.destination_port, turn.pod.policy)
-        turn.pod.live.put(turn.tuple5, live, turn.now.mono_ns)
+        turn.pod.live_datagrams.put(turn.tuple5, live, turn.now.mono_ns)
 
     def _consumed(self, *, send: tuple[bytes, ...] = (), release: tuple[Release, ...] = ()) -> Result:
         self._shared.drops[DropReason.CONSUMED] += 1

@@ -47,7 +47,7 @@ class Datagrams:
             if self._is_own(turn):
                 return self._client.own_left(turn)
             raise BadPacket(DropReason.UNEXPECTED, "a message of the exchange from the pod itself")
-        live = pod.live.get(turn.tuple5)
+        live = pod.live_datagrams.get(turn.tuple5)
         # A flow of our own that was cut may begin again, with an exchange.
         if live is not None and (not live.cut or live.direction is Direction.INGRESS):
             return self._established.judge_again(turn, live)
@@ -87,7 +87,7 @@ class Datagrams:
                 return self._message(turn, datagram, datagram.message)
             if datagram.sealed:
                 raise BadPacket(DropReason.UNEXPECTED, "a message to nobody, or from outside the identity scope")
-        live = pod.live.get(turn.tuple5)
+        live = pod.live_datagrams.get(turn.tuple5)
         if live is not None and (not live.cut or live.direction is Direction.INGRESS):
             return self._established.judge_again(turn, live)
         client = tables.clients.get(turn.tuple5)

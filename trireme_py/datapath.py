@@ -241,7 +241,8 @@ class Datapath:
 
     def remembered(self, endpoint: int) -> set[Tuple5]:
         """Return the accepted connections that are remembered."""
-        return set(self._endpoints[endpoint].live)
+        pod = self._endpoints[endpoint]
+        return {*pod.live, *pod.live_datagrams}
 
     def take_releases(self) -> list[tuple[int, Release]]:
         """Return (endpoint, release) of held packets whose connection had to make room since the last call."""
@@ -255,9 +256,9 @@ class Datapath:
     def forget_dead(self, endpoint: int, living: set[Tuple5]) -> int:
         """Drop the memory of accepted connections that conntrack no longer has; returns how many."""
         pod = self._endpoints[endpoint]
-        dead = [tuple5 for tuple5 in pod.live if tuple5 not in living]
-        for tuple5 in dead:
-            pod.live.pop(tuple5)
+        dead = [(table, tuple5) for table in (pod.live, pod.live_datagrams) for tuple5 in table if tuple5 not in living]
+        for table, tuple5 in dead:
+            table.pop(tuple5)
         return len(dead)
 
     def drain_events(self) -> list[FlowEvent]:
@@ -281,7 +282,7 @@ class Datapath:
         return Gauges(
             sum(len(pod.clients) for pod in pods),
             sum(len(pod.servers) for pod in pods),
-            sum(len(pod.live) for pod in pods),
+            sum(len(pod.live) + len(pod.live_datagrams) for pod in pods),
             len(self._shared.identities),
         )
 

@@ -36,6 +36,8 @@ HALF_OPEN_NS: Final = 70 * _SECOND
 """Longer than a Linux server goes on repeating its SYN-ACK (tcp_synack_retries 5: 63 s)."""
 MAX_LIVE: Final = 65_536
 """Per pod; what is turned out is judged as unidentified should policy change."""
+MAX_LIVE_DATAGRAMS: Final = 16_384
+"""Per pod, of UDP and every other protocol."""
 MAX_DENIALS: Final = 4096
 DENIAL_NS: Final = 130 * _SECOND
 """As long as a Linux client goes on repeating its SYN (tcp_syn_retries 6: 127 s): one event for one connect."""
@@ -88,6 +90,11 @@ class Endpoint:
     answered: dict[Tuple5, ServerFlow] = field(default_factory=dict)
     """Members of ``servers`` whose SYN-ACK has left, by their tuple."""
     live: BoundedTable[Tuple5, Live] = field(default_factory=lambda: BoundedTable(MAX_LIVE, 1 << 62))
+    """TCP connections."""
+    live_datagrams: BoundedTable[Tuple5, Live] = field(
+        default_factory=lambda: BoundedTable(MAX_LIVE_DATAGRAMS, 1 << 62)
+    )
+    """Flows of every other protocol: apart, because their ports cost nothing and would turn connections out."""
     denials: BoundedTable[tuple[Tuple5, int | None], PolicyView] = field(
         default_factory=lambda: BoundedTable(MAX_DENIALS, DENIAL_NS)
     )

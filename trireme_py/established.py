@@ -64,7 +64,7 @@ class Established:
             passed = self._control(endpoint, packet, leaving)
             if passed is not None:
                 return passed
-        live = endpoint.live.get(tuple5)
+        live = endpoint.live_datagrams.get(tuple5)
         if live is not None and not live.cut:
             return self.judge_again(turn, live)
         direction = Direction.EGRESS if leaving else Direction.INGRESS
@@ -75,7 +75,8 @@ class Established:
         )  # fmt: skip
         if not decision.allowed:
             raise BadPacket(DropReason.POLICY)
-        endpoint.live.put(tuple5, Live(direction, None, tuple5[3], port, endpoint.policy), turn.now.mono_ns)
+        live = Live(direction, None, tuple5[3], port, endpoint.policy)
+        endpoint.live_datagrams.put(tuple5, live, turn.now.mono_ns)
         return Result(turn.accept)
 
     def _control(self, endpoint: Endpoint, packet: Packet, leaving: bool) -> Result | None:
@@ -89,6 +90,6 @@ class Established:
         # comes here: conntrack relates it, and it carries that connection's mark.)
         tuple5 = tuple_of(subject, leaving=not leaving)
         half_open = tuple5 in endpoint.clients or tuple5 in endpoint.answered
-        if half_open or tuple5 in endpoint.live:
+        if half_open or tuple5 in endpoint.live or tuple5 in endpoint.live_datagrams:
             return Result(Verdict.PASS)
         return None

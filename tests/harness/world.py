@@ -51,7 +51,7 @@ SCOPE: Final = (*POD_RANGES, "10.96.0.0/12", "fd00:96::/64", "192.0.2.0/24")
 TCP, UDP = 6, 17
 TOUCHED: Final = {
     DropReason.POLICY: {"denials"},
-    DropReason.CUT: {"denials", "live"},
+    DropReason.CUT: {"denials", "live", "live_datagrams"},
     DropReason.UNPROVEN: {"servers", "answered"},
     DropReason.REPEATED: {"clients"},
     DropReason.PAYLOAD_ACKNOWLEDGED: {"clients", "minds_payload"},
@@ -282,7 +282,17 @@ def snapshot(endpoint: Endpoint) -> dict[str, object]:
             return value
         return repr(value) if hasattr(value, "value") else id(value)
 
-    names = ("clients", "servers", "answered", "live", "denials", "unanswered", "minds_payload", "holds")
+    names = (
+        "clients",
+        "servers",
+        "answered",
+        "live",
+        "live_datagrams",
+        "denials",
+        "unanswered",
+        "minds_payload",
+        "holds",
+    )
     return {name: plain(getattr(endpoint, name)) for name in names}
 
 
