@@ -34,15 +34,19 @@ QUEUE_LENGTH: Final = 8192
 """Packets that may wait for a verdict, held ones included; the kernel drops what comes on top, and counts it."""
 RECEIVE_BUFFER: Final = 16 << 20
 """Octets. An exchange's packet takes about 2.5 kB of it while it waits to be read."""
-PATIENCE: Final = 64
+SEND_BUFFER: Final = 8 << 20
+"""Octets. What we send waits in the pod's own queue, a kilobyte each, and there may be as much of it as of anything
+else: a thousand connections that are cut at once are a thousand resets. The usual buffer takes two hundred."""
+PATIENCE: Final = 20
 """How often in a row a connection's mark is put off because more of it waits: an initial window of ten segments and
 what its acknowledgements let follow. A sender that fills any queue would else stay in it for ever; it is overtaken once
-instead, which costs it some retransmissions."""
+instead, which costs it some retransmissions. More patience (64) let 200 streams on a starved machine fill the queue."""
 HOLD_LIMIT_NS: Final = 10_000_000_000
 """The data path releases what it holds after a second. What it forgot (it crashed) must not fill the kernel's queue."""
 
 _IPV6_HDRINCL: Final = 36  # include/uapi/linux/in6.h
-_SO_RCVBUFFORCE: Final = 33  # include/uapi/asm-generic/socket.h
+_SO_SNDBUFFORCE: Final = 32  # include/uapi/asm-generic/socket.h
+_SO_RCVBUFFORCE: Final = 33
 _PRE_ROUTING: Final = 0  # include/uapi/linux/netfilter.h
 _POST_ROUTING: Final = 4
 _HOOKS: Final = {_PRE_ROUTING: Hook.NETWORK, _POST_ROUTING: Hook.APPLICATION}
@@ -358,6 +362,9 @@ def _open_inside() -> tuple[Any, socket.socket, socket.socket | None, int]:
     if Path("/proc/sys/net/ipv6").exists():
         ipv6 = socket.socket(socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
         ipv6.setsockopt(socket.IPPROTO_IPV6, _IPV6_HDRINCL, 1)
+    for raw in (ipv4, ipv6):
+        if raw is not None:
+            _set_buffer(raw, _SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER)
     # An open file of /proc/net shows the namespace it was opened in. It comes last, because nothing closes a plain
     # descriptor when one of the steps fails.
     proc = os.open("/proc/thread-self/net/netfilter/nfnetlink_queue", os.O_RDONLY | os.O_CLOEXEC)
@@ -366,10 +373,14 @@ def _open_inside() -> tuple[Any, socket.socket, socket.socket | None, int]:
 
 def _enlarge_buffer(descriptor: int) -> None:
     with socket.socket(fileno=os.dup(descriptor)) as netlink:
-        try:
-            netlink.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
-        except PermissionError:  # root of a user namespace gets what net.core.rmem_max allows
-            netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        _set_buffer(netlink, _SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER)
+
+
+def _set_buffer(one: socket.socket, forced: int, asked: int, octets: int) -> None:
+    try:
+        one.setsockopt(socket.SOL_SOCKET, forced, octets)
+    except PermissionError:  # root of a user namespace gets what net.core.rmem_max and wmem_max allow
+        one.setsockopt(socket.SOL_SOCKET, asked, octets)
 
 
 def _ipv6_text(address: bytes) -> str:

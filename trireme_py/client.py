@@ -57,6 +57,9 @@ class ClientSide:
         if flow is not None and flow.isn == packet.sequence and flow.resynchronising:
             flow.resynchronising = False
             return Result(Verdict.PASS)  # our own bare copy; it must not disturb the mark
+        if flow is not None and flow.isn == packet.sequence and flow.state not in AWAITING_SYN_ACK:
+            # The kernel's timer was faster than the SYN-ACK, which we have let through meanwhile.
+            raise BadPacket(DropReason.REPEATED, "SYN that was answered")
         # Each repetition is sent as the kernel made it: its timestamp is new, and after some losses it asks for less
         # (no ECN, no Multipath TCP).
         syn = _without_data(packet)

@@ -25,10 +25,10 @@ from types import TracebackType
 
 from agent.lab import LabNamespace
 
-BLOCK = 5000
+BLOCK = 2000
 """Octets that a stream writes at a time, and"""
 PAUSE_S = 0.1
-"""how long it rests in between: 50 kB/s, of which two cores carry hundreds."""
+"""how long it rests in between: 20 kB/s, of which two busy cores carry hundreds."""
 PATIENCE_S = 60.0
 
 

@@ -38,8 +38,9 @@ class Network:
     server: LabPod
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def network() -> Iterator[Network]:
+    """New for each test: a connection of an earlier one that is not quite over would be counted, and seen."""
     with Lab("agentp") as lab:
         yield Network(lab, lab.add_pod("client"), lab.add_pod("server"))
 

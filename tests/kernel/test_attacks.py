@@ -48,8 +48,9 @@ class World:
     """Leads to Mallory."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def world() -> Iterator[World]:
+    """New for each test: a connection of an earlier one that is not quite over would be counted, and seen."""
     with Lab("attack") as lab:
         alice, bob, mallory = (lab.add_pod(name) for name in ("alice", "bob", "mallory"))
         yield World(lab, alice, bob, mallory, lab.add_service(mallory, port=PORT, target_port=PORT))

@@ -40,8 +40,9 @@ class Network:
     service: LabService
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def network() -> Iterator[Network]:
+    """New for each test: a connection of an earlier one that is not quite over would be counted, and seen."""
     with Lab("exchange") as lab:
         client, server, other = (lab.add_pod(name) for name in ("client", "server", "other"))
         service = lab.add_service(server, port=SERVICE_PORT, target_port=PORT)

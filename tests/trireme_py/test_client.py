@@ -156,6 +156,24 @@ def test_repeated_syn_keeps_its_nonce() -> None:
     assert shop.delivered() == b"one beer"
 
 
+@pytest.mark.parametrize("server_agent", [True, False])
+def test_syn_repeated_while_its_answer_was_judged_goes_no_further(server_agent: bool) -> None:
+    shop = Shop(client_policy=OPEN, server_agent=server_agent)
+    receive = shop.client.host.receive
+
+    def meanwhile(segment: Segment) -> None:
+        shop.client.host.receive = receive  # type: ignore[method-assign]
+        connection.syn_timer()
+        receive(segment)
+
+    shop.client.host.receive = meanwhile  # type: ignore[method-assign]
+    connection = shop.connect()
+    shop.world.run(0.5)
+    assert shop.client.drops == {DropReason.REPEATED: 1}
+    assert bytes(connection.received) == b"one beer"
+    assert sum(segment.flags == SYN for data in shop.world.captured if (segment := read(data))) == 1
+
+
 def test_syn_of_fast_open_goes_without_data_and_without_the_option() -> None:
     """The pod's kernel falls back, as with any server that does not speak it."""
     shop = Shop()
