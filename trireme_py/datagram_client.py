@@ -178,6 +178,8 @@ class DatagramClient:
         peer = shared.identities.resolve_untrusted(turn.now, pod.number, answer.id, answer.assertion)
         key = shared.identities.pair_key(flow.local, peer, local_is_client=True)
         messages.check_mac(messages.syn_ack_mac(key, hello_fixed, answer.fixed[: wire.SYN_ACK_MAC_OFFSET]), answer.mac)
+        # Whoever answers lacks the ticket or is somebody else: what was known of this destination is over.
+        pod.datagrams.warm.pop(self._target(flow))
         self._check_ends(turn, flow, answer.server, answer.client)
         flow.peer, flow.actual = peer, answer.server
         if not self._judge_server(turn, flow):

@@ -332,7 +332,6 @@ def test_a_new_pod_at_an_old_flow_s_address_and_port_does_not_inherit_it(network
     assert server.read == []
 
 
-@not_yet
 def test_a_server_that_was_refused_is_sent_nothing_more(network: Network) -> None:
     """The Service changes hands: the first flow finds out, and the next must not send its data before asking."""
     client = network.pod("client", 1, only_to("n/server"))
