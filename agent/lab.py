@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import TracebackType
@@ -185,6 +185,13 @@ class Lab:
         self._services.append(service)
         self._load_router_rules()
         return service
+
+    def retarget(self, service: LabService, target: LabPod) -> LabService:
+        """Lead a Service's addresses to another pod; connections that the router knows go on as before."""
+        moved = replace(service, target=target)
+        self._services[self._services.index(service)] = moved
+        self._load_router_rules()
+        return moved
 
     def masquerade(self, source: LabPod, destination: LabPod) -> None:
         """From now on ``destination`` sees new connections of ``source`` come from the router's address.

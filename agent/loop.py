@@ -131,6 +131,9 @@ class Loop:
         for endpoint, release in self._guard(take) or ():
             if endpoint in self._queues:
                 self._queues[endpoint].release((release,))
+        for endpoint, data in self._guard(self._datapath.take_sends) or ():
+            if endpoint in self._queues:
+                self._queues[endpoint].send(data)
         for pod in self._queues.values():
             pod.drop_forgotten(now)
 

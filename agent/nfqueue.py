@@ -69,6 +69,9 @@ class DataPath(Protocol):
     def take_releases(self) -> Sequence[tuple[int, Release]]:
         """Return the releases, by endpoint, of packets that had to make room since the last call."""
 
+    def take_sends(self) -> Sequence[tuple[int, bytes]]:
+        """Return the packets of our own, by endpoint, that it is time to send."""
+
     def drain_events(self) -> Sequence[FlowEvent]:
         """Return what was judged since the last call."""
 
@@ -266,7 +269,7 @@ class PodQueue:
                 self._answer(arrival, result.verdict, result.packet)
             self._forget_idle(arrival.connection)
             for data in result.send:
-                self._send(data)
+                self.send(data)
             self.release(result.release)
 
     def _forget_idle(self, connection: bytes) -> None:
@@ -332,7 +335,7 @@ class PodQueue:
         self._put_off[connection] += 1
         return self._put_off[connection] <= PATIENCE
 
-    def _send(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
         """Send a whole IP packet of our own from inside the pod's namespace.
 
         It passes the pod's rules like any packet of the pod, because nothing that a pod could not forge tells the two

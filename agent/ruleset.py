@@ -38,7 +38,7 @@ PREFIX: Final = "TRM-"
 """Chains of this prefix are ours, and so is a jump to one."""
 
 JUMPS: Final[Mapping[str, Mapping[str, Words]]] = {
-    "raw": {"PREROUTING": ("-j", "TRM-RAW"), "OUTPUT": ("-j", "TRM-RAW")},
+    "raw": {"PREROUTING": ("-j", "TRM-RAW"), "OUTPUT": ("-j", "TRM-RAW-OUT")},
     "mangle": {
         "PREROUTING": ("!", "-i", "lo", "-j", "TRM-IN"),
         "POSTROUTING": ("!", "-o", "lo", "-j", "TRM-OUT"),
@@ -55,6 +55,16 @@ class Family(Enum):
 
     IPV4 = "iptables"
     IPV6 = "ip6tables"
+
+
+_SURPLUS: Final = {
+    # ldx 4*([0]&0xf); A = [2:2] - X; M[0] = A; A = [x+4:2]; X = A; A = M[0]; return A > X
+    Family.IPV4: "10,177 0 0 0,40 0 0 2,28 0 0 0,2 0 0 0,72 0 0 4,7 0 0 0,96 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0",
+    # A = [4:2]; M[0] = A; A = [44:2]; X = A; A = M[0]; return A > X. Extension headers make it look elsewhere; no
+    # message of ours is behind one.
+    Family.IPV6: "8,40 0 0 4,2 0 0 0,40 0 0 44,7 0 0 0,96 0 0 0,45 0 1 0,6 0 0 65535,6 0 0 0",
+}
+"""Classic BPF (linux/filter.h) that compares the length of the IP payload with the one in the UDP header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +96,15 @@ def wanted(rules: PodRules, family: Family) -> Chains:
     passed = ("-m", "mark", "!", "--mark", f"0x0/{mask}", *done)
     judge: tuple[Words, ...] = (
         ("-p", "tcp", "-m", "tcp", "--tcp-flags", "SYN", "SYN", *_queue(rules)),
+        (*_has_surplus(family), *_queue(rules)),
         *(_on_link() if family is Family.IPV6 else ()),
         ("-j", EPOCH_CHAIN),
     )
     return {
-        "raw": {"TRM-RAW": (clear_packet,)},
+        "raw": {
+            "TRM-RAW": (clear_packet,),
+            "TRM-RAW-OUT": (clear_packet, (*_has_surplus(family), "-j", "CT", "--notrack")),
+        },
         "mangle": {
             "TRM-DONE": (clear_packet,),
             EPOCH_CHAIN: epoch_chain(rules),
@@ -112,6 +126,11 @@ def _accepted_now(marks: Marks, epoch: int) -> Words:
 def _queue(rules: PodRules) -> Words:
     words = ("-j", "NFQUEUE", "--queue-num", str(rules.queue))
     return (*words, "--queue-bypass") if rules.bypass else words
+
+
+def _has_surplus(family: Family) -> Words:
+    """Match UDP datagrams that are shorter than their IP packet (RFC 9868): the surplus may hold a message of ours."""
+    return "-p", "udp", "-m", "bpf", "--bytecode", _SURPLUS[family]
 
 
 def _on_link() -> tuple[Words, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 from trireme_py import cose, wire
@@ -35,8 +36,13 @@ class Authenticator(Protocol):
         :raises ConfigError: the claims cannot be issued: another trust domain, a name out of bounds, or too much of it
         """
 
-    def verify_untrusted(self, assertion: bytes, wall_s: float) -> VerifiedAssertion:
+    def verify_untrusted(
+        self, assertion: bytes, wall_s: float, admit: Callable[[], None] = lambda: None
+    ) -> VerifiedAssertion:
         """Believe an assertion, or say why not. ``wall_s``: seconds since the Unix epoch.
+
+        ``admit`` is called when all that is cheap to check has passed, before any cryptography; what it raises is
+        raised. So what is refused cheaply takes nothing from those who come with something to verify.
 
         :raises InvalidToken: MALFORMED_ASSERTION, TRUST_DOMAIN, EXPIRED, NOT_YET_VALID, UNKNOWN_SIGNER or BAD_SIGNATURE
         """

@@ -6,7 +6,7 @@ A node vouches for the pods it runs, and can claim any pod of its trust domain (
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final, Literal, NoReturn
 
@@ -95,8 +95,11 @@ class PkiAuthenticator:
         payload = encode_claims(claims, "node", salt, self._limit)
         return cose.sign1(self._key, self._header, payload, CONTEXT)
 
-    def verify_untrusted(self, assertion: bytes, wall_s: float) -> VerifiedAssertion:
+    def verify_untrusted(
+        self, assertion: bytes, wall_s: float, admit: Callable[[], None] = lambda: None
+    ) -> VerifiedAssertion:
         message, claims = read_assertion_untrusted(assertion, cose.Kind.SIGN1, "node", self.trust_domain, wall_s)
+        admit()
         certificate = self._certificate_untrusted(message.header.get(cose.HEADER_KCWT))
         check_validity(certificate.not_before, certificate.not_after, wall_s)
         cose.verify_sign1_untrusted(message, certificate.public_key, CONTEXT)

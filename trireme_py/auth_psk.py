@@ -7,6 +7,7 @@ key id that is sent, so that "another key" and "tampered with" are told apart.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Literal, NoReturn
 
 from cryptography.hazmat.primitives import hashes
@@ -66,10 +67,13 @@ class PskAuthenticator:
         payload = encode_claims(claims, "psk", salt, self._limit)
         return cose.mac0(self._key, self._header, payload, CONTEXT)
 
-    def verify_untrusted(self, assertion: bytes, wall_s: float) -> VerifiedAssertion:
+    def verify_untrusted(
+        self, assertion: bytes, wall_s: float, admit: Callable[[], None] = lambda: None
+    ) -> VerifiedAssertion:
         message, claims = read_assertion_untrusted(assertion, cose.Kind.MAC0, "psk", self._trust_domain, wall_s)
         if message.header.get(cose.HEADER_KEY_ID) != self._header[cose.HEADER_KEY_ID]:
             raise InvalidToken(DropReason.UNKNOWN_SIGNER, "made with another pre-shared key")
+        admit()
         cose.verify_mac0_untrusted(message, self._key, CONTEXT)
         return verified(assertion, claims, "psk")
 

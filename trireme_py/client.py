@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from typing import Final
 
 from trireme_py import messages, wire
 from trireme_py.endpoint import (
-    Endpoint,
     Shared,
     Turn,
     cut,
     drop_held,
     explain,
     hold,
-    is_pod_address,
     judge,
     release_held,
 )
 from trireme_py.errors import BadPacket
 from trireme_py.flows import BoundedTable, ClientFlow, Live
 from trireme_py.handshake import AWAITING_ACK, AWAITING_SYN_ACK, State, Step, advance
-from trireme_py.messages import SynAck
 from trireme_py.model import Address, Decision, Direction, DropReason, Instant, Result, Verdict
 from trireme_py.packet import (
     ACK,
@@ -34,6 +30,7 @@ from trireme_py.packet import (
     tcp_checksum_is_right,
     with_tcp,
 )
+from trireme_py.relay import check_ends
 
 PROOF = wire.ACK.size
 
@@ -167,7 +164,7 @@ class ClientSide:
         peer = shared.identities.resolve_untrusted(turn.now, turn.pod.number, answer.id, answer.assertion)
         key = shared.identities.pair_key(flow.local, peer, local_is_client=True)
         messages.check_mac(messages.syn_ack_mac(key, syn_fixed, answer.fixed[: wire.SYN_ACK_MAC_OFFSET]), answer.mac)
-        evident = self._check_addresses(turn.pod, flow, answer)
+        evident = check_ends(shared, turn.pod, flow.key, answer.server, answer.client)
         if not evident and shared.settings.require_translation_evidence:
             return self._start_over_bare(turn, flow, turn.pod.unanswered, DropReason.UNEXPLAINED_TRANSLATION)
         decision = judge(
@@ -328,38 +325,6 @@ class ClientSide:
         decision = judge(self._shared, turn, Direction.EGRESS, key, identity=None, address=key[3], port=key[4], isn=isn)
         if not decision.allowed:
             raise BadPacket(DropReason.POLICY)
-
-    def _check_addresses(self, endpoint: Endpoint, flow: ClientFlow, answer: SynAck) -> bool:
-        """Refuse a relay: the two ends must have seen one and the same connection, translations aside.
-
-        Returns whether the translation of the dialled address, if any, is evident. Raises BadPacket(RELAYED).
-        """
-        protocol, own, own_port, dialled, dialled_port = flow.key
-        if answer.client[0] != own and is_pod_address(self._shared, answer.client[0]):
-            saw = ip_address(answer.client[0])
-            raise BadPacket(
-                DropReason.RELAYED, f"the server was reached from {saw}, which is not this pod's; if {saw} is a router "
-                "that masquerades, take it out of podRanges"
-            )  # fmt: skip
-        if answer.server == (dialled, dialled_port):
-            return True
-        # Asked for each connection: two pods behind one Service must not be taken for each other.
-        shown = self._shared.translate(endpoint.number, protocol, own, own_port or 0, dialled, dialled_port or 0)
-        if shown == answer.server:
-            return True
-        # A connection that this node shows as it was dialled may still be translated further on, as by a load balancer.
-        translated = shown is not None and shown != (dialled, dialled_port)
-        if translated or is_pod_address(self._shared, dialled):
-            raise BadPacket(DropReason.RELAYED, self._relay_text(answer, dialled, dialled_port or 0))
-        return False
-
-    @staticmethod
-    def _relay_text(answer: SynAck, dialled: Address, port: int) -> str:
-        server, server_port = answer.server
-        return (
-            f"{ip_address(server)} port {server_port} answered for {ip_address(dialled)} port {port}, and the node's "
-            "conntrack does not show that translation; if another box translates, keep its addresses out of podRanges"
-        )
 
 
 def _without_data(syn: Packet) -> Packet:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from trireme_py.client import ClientSide
+from trireme_py.datagrams import Datagrams
 from trireme_py.endpoint import DatapathSettings, Endpoint, Shared, Translate, Turn, drop_held, explain, tuple_of
 from trireme_py.errors import BadPacket, InvalidToken
 from trireme_py.established import Established
@@ -53,7 +54,7 @@ class Gauges(NamedTuple):
 class Datapath:
     """The data path of all local pods. Not thread-safe: one thread owns it."""
 
-    __slots__ = ("_client", "_endpoints", "_established", "_on_failure", "_server", "_shared")
+    __slots__ = ("_client", "_datagrams", "_endpoints", "_established", "_on_failure", "_server", "_shared")
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class Datapath:
         self._client = ClientSide(self._shared)
         self._server = ServerSide(self._shared)
         self._established = Established(self._shared)
+        self._datagrams = Datagrams(self._shared, self._established)
         self._endpoints: dict[int, Endpoint] = {}
         self._on_failure = on_failure
 
@@ -109,7 +111,9 @@ class Datapath:
 
     def set_policy(self, endpoint: int, policy: PolicyView) -> None:
         """Swap the pod's policy. Live connections are judged again as their packets come back to the queue."""
-        self._endpoints[endpoint].policy = policy
+        pod = self._endpoints[endpoint]
+        pod.policy = policy
+        pod.datagrams.silent.clear()  # who was refused for what he is may be somebody else to the new policy
 
     # -- packets ------------------------------------------------------------------------------------------------------
 
@@ -146,6 +150,8 @@ class Datapath:
 
     def _receive_one(self, turn: Turn) -> Result:
         try:
+            if turn.packet.protocol == Protocol.UDP:
+                return self._datagrams.receive(turn)
             if turn.packet.protocol != Protocol.TCP:
                 return self._established.datagram(turn)
             if turn.packet.flags & SYN and turn.packet.flags & (RST | FIN):
@@ -215,12 +221,7 @@ class Datapath:
 
     def next_deadline(self) -> int | None:
         """Monotonic nanoseconds at which :meth:`expire` has something to do, or None."""
-        deadlines = [
-            deadline
-            for pod in self._endpoints.values()
-            for table in (pod.holds, pod.servers, pod.clients, pod.denials, pod.unanswered, pod.minds_payload)
-            if (deadline := table.next_deadline()) is not None
-        ]
+        deadlines = [deadline for pod in self._endpoints.values() for deadline in pod.deadlines()]
         return min(deadlines, default=None)
 
     def expire(self, now: Instant) -> list[tuple[int, Release]]:
@@ -232,6 +233,7 @@ class Datapath:
                 self._server.forget(pod, server, DropReason.HOLD_TIMEOUT)
             for client in pod.clients.expire(now.mono_ns):
                 drop_held(self._shared, pod, client.held, DropReason.HOLD_TIMEOUT)
+            self._datagrams.expire(now, pod)
             pod.denials.expire(now.mono_ns)
             pod.unanswered.expire(now.mono_ns)
             pod.minds_payload.expire(now.mono_ns)
@@ -239,18 +241,24 @@ class Datapath:
 
     def remembered(self, endpoint: int) -> set[Tuple5]:
         """Return the accepted connections that are remembered."""
-        return set(self._endpoints[endpoint].live)
+        pod = self._endpoints[endpoint]
+        return {*pod.live, *pod.live_datagrams}
 
     def take_releases(self) -> list[tuple[int, Release]]:
         """Return (endpoint, release) of held packets whose connection had to make room since the last call."""
         return self._take_orphans()
 
+    def take_sends(self) -> list[tuple[int, bytes]]:
+        """Return (endpoint, packet) of our own to be sent since the last call, because of time and not of a packet."""
+        sends, self._shared.sends = self._shared.sends, []
+        return sends
+
     def forget_dead(self, endpoint: int, living: set[Tuple5]) -> int:
         """Drop the memory of accepted connections that conntrack no longer has; returns how many."""
         pod = self._endpoints[endpoint]
-        dead = [tuple5 for tuple5 in pod.live if tuple5 not in living]
-        for tuple5 in dead:
-            pod.live.pop(tuple5)
+        dead = [(table, tuple5) for table in (pod.live, pod.live_datagrams) for tuple5 in table if tuple5 not in living]
+        for table, tuple5 in dead:
+            table.pop(tuple5)
         return len(dead)
 
     def drain_events(self) -> list[FlowEvent]:
@@ -274,7 +282,7 @@ class Datapath:
         return Gauges(
             sum(len(pod.clients) for pod in pods),
             sum(len(pod.servers) for pod in pods),
-            sum(len(pod.live) for pod in pods),
+            sum(len(pod.live) + len(pod.live_datagrams) for pod in pods),
             len(self._shared.identities),
         )
 

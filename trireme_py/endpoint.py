@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
+from trireme_py.datagram_flows import DatagramTables
 from trireme_py.errors import BadPacket, InvalidToken
 from trireme_py.flows import BoundedTable, ClientFlow, Held, Live, ServerFlow, Tuple5
 from trireme_py.identities import Identities, LocalIdentity
@@ -35,6 +36,8 @@ HALF_OPEN_NS: Final = 70 * _SECOND
 """Longer than a Linux server goes on repeating its SYN-ACK (tcp_synack_retries 5: 63 s)."""
 MAX_LIVE: Final = 65_536
 """Per pod; what is turned out is judged as unidentified should policy change."""
+MAX_LIVE_DATAGRAMS: Final = 16_384
+"""Per pod, of UDP and every other protocol."""
 MAX_DENIALS: Final = 4096
 DENIAL_NS: Final = 130 * _SECOND
 """As long as a Linux client goes on repeating its SYN (tcp_syn_retries 6: 127 s): one event for one connect."""
@@ -87,6 +90,11 @@ class Endpoint:
     answered: dict[Tuple5, ServerFlow] = field(default_factory=dict)
     """Members of ``servers`` whose SYN-ACK has left, by their tuple."""
     live: BoundedTable[Tuple5, Live] = field(default_factory=lambda: BoundedTable(MAX_LIVE, 1 << 62))
+    """TCP connections."""
+    live_datagrams: BoundedTable[Tuple5, Live] = field(
+        default_factory=lambda: BoundedTable(MAX_LIVE_DATAGRAMS, 1 << 62)
+    )
+    """Flows of every other protocol: apart, because their ports cost nothing and would turn connections out."""
     denials: BoundedTable[tuple[Tuple5, int | None], PolicyView] = field(
         default_factory=lambda: BoundedTable(MAX_DENIALS, DENIAL_NS)
     )
@@ -100,6 +108,17 @@ class Endpoint:
     """The flows that hold packets, by the id() of their queue."""
     held_packets: int = 0
     """Of all of them."""
+    datagrams: DatagramTables = field(default_factory=DatagramTables)
+
+    def deadlines(self) -> Iterator[int]:
+        """The next deadline of each table that has one; monotonic nanoseconds."""
+        own: tuple[BoundedTable[Any, Any], ...] = (
+            self.holds, self.servers, self.clients, self.denials, self.unanswered, self.minds_payload
+        )  # fmt: skip
+        for table in (*own, *self.datagrams.timed()):
+            deadline = table.next_deadline()
+            if deadline is not None:
+                yield deadline
 
 
 @dataclass(slots=True, eq=False)
@@ -116,6 +135,8 @@ class Shared:
     """Servers accepted behind an outside address whose translation this node could not see."""
     pod_addresses: Counter[Address] = field(default_factory=Counter)
     """Addresses of the local pods, whatever the configured ranges say."""
+    sends: list[tuple[int, bytes]] = field(default_factory=list)
+    """(endpoint, packet) of our own that no packet's result carries: it is time that asks for them."""
     orphans: list[tuple[int, Release]] = field(default_factory=list)
     """(endpoint, release) of held packets whose flow had to go."""
 
@@ -194,9 +215,10 @@ def explain(shared: Shared, turn: Turn, failure: BadPacket | InvalidToken) -> No
     if failure.reason not in EXPLAINED:
         return
     answer = packet.flags & (SYN | ACK) == SYN | ACK
+    ours = answer or turn.tuple5 in turn.pod.datagrams.clients
     isn = packet.acknowledgement - 1 if answer else packet.sequence
     if _is_news(turn, turn.tuple5, isn % SEQUENCE_SPACE):
-        direction = Direction.EGRESS if answer else Direction.INGRESS
+        direction = Direction.EGRESS if ours else Direction.INGRESS
         decision = Decision(False, failure.reason, nearest=str(failure))
         _announce(shared, turn, direction, turn.tuple5, decision, None, False, None)
 
@@ -250,11 +272,17 @@ def hold(shared: Shared, turn: Turn, held: Held) -> None:
     turn.pod.held_packets += 1
 
 
-def release_held(endpoint: Endpoint, held: Held, *, accept_last: bool) -> tuple[Release, ...]:
-    """Let go of held packets in order; the mark, if any, goes on the last, so that none overtakes another."""
+def take_held(endpoint: Endpoint, held: Held) -> list[tuple[int, Packet]]:
+    """Let held packets go; returns them in order, for whoever gives them their verdicts."""
     endpoint.holds.pop(id(held))
     waiting = held.take()
     endpoint.held_packets -= len(waiting)
+    return waiting
+
+
+def release_held(endpoint: Endpoint, held: Held, *, accept_last: bool) -> tuple[Release, ...]:
+    """Let go of held packets in order; the mark, if any, goes on the last, so that none overtakes another."""
+    waiting = take_held(endpoint, held)
     last = len(waiting) - 1
     return tuple(
         Release(ticket, Verdict.ACCEPT if accept_last and index == last else Verdict.PASS)
@@ -264,10 +292,7 @@ def release_held(endpoint: Endpoint, held: Held, *, accept_last: bool) -> tuple[
 
 def drop_held(shared: Shared, endpoint: Endpoint, held: Held, reason: DropReason) -> None:
     """Give up held packets: each is one counted drop, released with the next result."""
-    endpoint.holds.pop(id(held))
-    waiting = held.take()
-    endpoint.held_packets -= len(waiting)
-    for ticket, _ in waiting:
+    for ticket, _ in take_held(endpoint, held):
         shared.drops[reason] += 1
         shared.orphans.append((endpoint.number, Release(ticket, Verdict.DROP, reason)))
 

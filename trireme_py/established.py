@@ -20,17 +20,19 @@ class Established:
     def judge_again(self, turn: Turn, live: Live) -> Result:
         """A packet of an accepted connection without a current mark: policy has changed, or the mark is on its way."""
         endpoint, packet = turn.pod, turn.packet
-        if live.cut:
+        # A TCP connection that was cut is over. Nobody told the ends of any other flow: it may go on one day.
+        if live.cut and (packet.protocol == Protocol.TCP or live.policy is endpoint.policy):
             return self._cut(packet)
         if live.policy is not endpoint.policy:
             decision = judge(
                 self._shared, turn, live.direction, turn.tuple5, identity=live.identity, address=live.address,
                 port=live.port, isn=live.isn, proven=live.identity is not None,
             )  # fmt: skip
-            if not decision.allowed:
-                live.cut = True
+            if packet.protocol != Protocol.TCP or decision.allowed:
+                live.policy = endpoint.policy
+            live.cut = not decision.allowed
+            if live.cut:
                 return self._cut(packet)
-            live.policy = endpoint.policy
         return Result(turn.accept)
 
     def _cut(self, packet: Packet) -> Result:
@@ -62,7 +64,7 @@ class Established:
             passed = self._control(endpoint, packet, leaving)
             if passed is not None:
                 return passed
-        live = endpoint.live.get(tuple5)
+        live = endpoint.live_datagrams.get(tuple5)
         if live is not None and not live.cut:
             return self.judge_again(turn, live)
         direction = Direction.EGRESS if leaving else Direction.INGRESS
@@ -73,7 +75,8 @@ class Established:
         )  # fmt: skip
         if not decision.allowed:
             raise BadPacket(DropReason.POLICY)
-        endpoint.live.put(tuple5, Live(direction, None, tuple5[3], port, endpoint.policy), turn.now.mono_ns)
+        live = Live(direction, None, tuple5[3], port, endpoint.policy)
+        endpoint.live_datagrams.put(tuple5, live, turn.now.mono_ns)
         return Result(turn.accept)
 
     def _control(self, endpoint: Endpoint, packet: Packet, leaving: bool) -> Result | None:
@@ -87,6 +90,6 @@ class Established:
         # comes here: conntrack relates it, and it carries that connection's mark.)
         tuple5 = tuple_of(subject, leaving=not leaving)
         half_open = tuple5 in endpoint.clients or tuple5 in endpoint.answered
-        if half_open or tuple5 in endpoint.live:
+        if half_open or tuple5 in endpoint.live or tuple5 in endpoint.live_datagrams:
             return Result(Verdict.PASS)
         return None

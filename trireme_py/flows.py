@@ -143,7 +143,6 @@ class ServerFlow:
     key: tuple[Address, int, int]
     """Peer address, peer port, peer ISN. A spoofed SYN of another ISN cannot touch it."""
     tuple5: Tuple5
-    syn: Packet
     state: State = State.CLOSED
     syn_fixed: bytes = b""
     peer: Peer | None = None

@@ -79,12 +79,15 @@ class Identities:
         self.misses += 1
         if identity_id(assertion) != claimed_id:
             raise InvalidToken(DropReason.MALFORMED_ASSERTION, "the id is not this assertion's")
-        bucket = self._buckets.get(endpoint)
-        if bucket is None:
-            bucket = self._buckets[endpoint] = TokenBucket(UNKNOWN_PER_SECOND, UNKNOWN_BURST)
-        if not bucket.take(now.mono_ns):
-            raise InvalidToken(DropReason.RATE_LIMITED)
-        verified = self.authenticator.verify_untrusted(assertion, now.wall_s)
+
+        def admit() -> None:
+            bucket = self._buckets.get(endpoint)
+            if bucket is None:
+                bucket = self._buckets[endpoint] = TokenBucket(UNKNOWN_PER_SECOND, UNKNOWN_BURST)
+            if not bucket.take(now.mono_ns):
+                raise InvalidToken(DropReason.RATE_LIMITED)
+
+        verified = self.authenticator.verify_untrusted(assertion, now.wall_s, admit)
         peer = Peer(verified.identity, verified.agreement_key, verified.not_before, verified.not_after, assertion)
         self._peers[claimed_id] = peer
         if len(self._peers) > MAX_PEERS:

@@ -174,6 +174,10 @@ class DropReason(Enum):
     UNEXPLAINED_TRANSLATION = "unexplained_translation"
     """A server that may be behind a load balancer or may be a relay: it is asked again, as somebody unidentified."""
     SIMULTANEOUS_OPEN = "simultaneous_open"
+    REPLAYED = "replayed"
+    """A datagram whose counter was used before, or is too old to tell."""
+    CONSUMED = "consumed"
+    """A datagram of the exchange alone, with nothing in it for the pod: normal."""
     # the judgement
     POLICY = "policy"
     CUT = "cut"

@@ -174,7 +174,8 @@ def internet_checksum(data: bytes) -> int:
     return 0xFFFF - remainder if remainder else 0
 
 
-def _pseudo_header(source: Address, destination: Address, protocol: int, length: int) -> bytes:
+def pseudo_header(source: Address, destination: Address, protocol: int, length: int) -> bytes:
+    """Return what transport checksums cover beside the segment (RFC 768, RFC 8200 section 8.1)."""
     return source + destination + length.to_bytes(4, "big") + protocol.to_bytes(4, "big")
 
 
@@ -188,7 +189,7 @@ def tcp_checksum_is_right(packet: Packet) -> bool:
     segment = packet.data[packet.transport :]
     if len(segment) & 1:
         segment += b"\0"
-    pseudo = _pseudo_header(packet.source, packet.destination, Protocol.TCP, packet.length - packet.transport)
+    pseudo = pseudo_header(packet.source, packet.destination, Protocol.TCP, packet.length - packet.transport)
     return int.from_bytes(pseudo + segment, "big") % 0xFFFF == 0
 
 
@@ -267,18 +268,23 @@ def _blank_fast_open(headers: bytearray, offset: int) -> bool:
     return found
 
 
-def _finish(
-    headers: bytearray, version: int, transport: int, source: Address, destination: Address, payload: bytes
-) -> bytes:
-    length = len(headers) + len(payload)
+def renew_lengths(headers: bytearray, version: int, transport: int, payload: int) -> bytes:
+    """Return headers whose IP length counts ``payload`` octets behind them, IPv4 checksum included."""
+    length = len(headers) + payload
     if version == 4:
         pack_into("!H", headers, 2, length)
         pack_into("!H", headers, 10, 0)
         pack_into("!H", headers, 10, internet_checksum(bytes(headers[:transport])))
     else:
         pack_into("!H", headers, 4, length - 40)
+    return bytes(headers)
+
+
+def _finish(
+    headers: bytearray, version: int, transport: int, source: Address, destination: Address, payload: bytes
+) -> bytes:
     pack_into("!H", headers, transport + 16, 0)
     segment = bytes(headers[transport:]) + payload
-    pseudo = _pseudo_header(source, destination, Protocol.TCP, len(segment))
+    pseudo = pseudo_header(source, destination, Protocol.TCP, len(segment))
     pack_into("!H", headers, transport + 16, internet_checksum(pseudo + segment))
-    return bytes(headers) + payload
+    return renew_lengths(headers, version, transport, len(payload)) + payload

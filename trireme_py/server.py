@@ -77,7 +77,7 @@ class ServerSide:
             self.forget(endpoint, previous, DropReason.UNPROVEN)
         if flow is None:
             step = Step.CONSUME_SYN if peer else Step.ADMIT_BARE_SYN
-            flow = ServerFlow(key, tuple5, packet, advance(State.CLOSED, step), syn_fixed, peer, endpoint.identity)
+            flow = ServerFlow(key, tuple5, advance(State.CLOSED, step), syn_fixed, peer, endpoint.identity)
         self._remember(turn, flow)
         if not packet.payload_length and not has_fast_open(packet):
             return Result(Verdict.PASS)

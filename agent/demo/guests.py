@@ -1,8 +1,9 @@
-"""The guests: each asks the tap again and again, with a new connection every time."""
+"""The guests: each asks again and again, for a beer over a new connection or for a name from a new port."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from http.client import HTTPConnection, HTTPException
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
@@ -34,19 +35,19 @@ def ask(seat: Seat, address: IPv4Address | IPv6Address, port: int) -> Ask:
 
 
 class Guest:
-    """Asks from inside ``pod``, from construction until :meth:`close`; writes every ask into the ledger."""
+    """Visits from inside ``pod``, from construction until :meth:`close`; writes every visit into the ledger."""
 
-    def __init__(self, pod: LabPod, seat: Seat, address: IPv4Address | IPv6Address, port: int, ledger: Ledger) -> None:
-        self._seat, self._address, self._port = seat, address, port
+    def __init__(self, pod: LabPod, seat: Seat, visit: Callable[[], Ask], ledger: Ledger) -> None:
+        self._visit = visit
         self._ledger = ledger
         self._stop = threading.Event()
-        name = f"guest-{seat.guest}-{seat.family}"
+        name = f"guest-{seat.guest}-{seat.family}-{'name' if seat.resolves else 'beer'}"
         self._thread = threading.Thread(target=lambda: pod.run(self._loop), name=name, daemon=True)
         self._thread.start()
 
     def _loop(self) -> None:
         while not self._stop.wait(PAUSE_S):
-            self._ledger.asked(ask(self._seat, self._address, self._port))
+            self._ledger.asked(self._visit())
 
     def stop(self) -> None:
         """Make this the last ask; does not wait for it."""

@@ -22,15 +22,17 @@ class Seat:
     guest: str
     family: int
     """4 or 6."""
+    resolves: bool = False
+    """Whether this seat looks up the tap's name instead of asking for a beer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One visit to the tap: a new connection, and what came of it."""
+    """One visit: a new connection to the tap or a query from a new port, and what came of it."""
 
     seat: Seat
-    beer: str
-    """What the tap answered; empty if nothing came."""
+    answer: str
+    """What came back, a beer or an address; empty if nothing did."""
     trouble: str = ""
     """Why nothing came, as the operating system says it."""
 
@@ -42,6 +44,7 @@ class Mark:
     asks: int
     verdicts: int
     served: int
+    resolved: int
 
 
 class Listener(Protocol):
@@ -63,6 +66,7 @@ class Ledger:
         self._asks: list[Ask] = []
         self._verdicts: list[FlowRecord] = []
         self._served: list[Seat] = []
+        self._resolved: list[str] = []
         self._broken: list[str] = []
 
     def asked(self, ask: Ask) -> None:
@@ -83,6 +87,12 @@ class Ledger:
             self._served.append(seat)
             self._changed.notify_all()
 
+    def resolved(self, server: str) -> None:
+        """A resolver of that name read a query."""
+        with self._changed:
+            self._resolved.append(server)
+            self._changed.notify_all()
+
     def broke(self, what: str) -> None:
         """Something ended that should not have; whoever waits stops waiting."""
         with self._changed:
@@ -96,7 +106,7 @@ class Ledger:
 
     def mark(self) -> Mark:
         with self._changed:
-            return Mark(len(self._asks), len(self._verdicts), len(self._served))
+            return Mark(len(self._asks), len(self._verdicts), len(self._served), len(self._resolved))
 
     def asks(self, since: Mark, seat: Seat) -> list[Ask]:
         with self._changed:
@@ -109,6 +119,11 @@ class Ledger:
     def servings(self, since: Mark) -> Counter[Seat]:
         with self._changed:
             return Counter(self._served[since.served :])
+
+    def resolutions(self, since: Mark) -> Counter[str]:
+        """Queries that arrived, by resolver."""
+        with self._changed:
+            return Counter(self._resolved[since.resolved :])
 
     def wait_until(self, holds: Callable[[], bool], timeout_s: float) -> bool:
         """Wait until ``holds()``, looked at after each change; tell whether it did.

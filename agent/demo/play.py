@@ -1,4 +1,4 @@
-"""The four acts, once for each mode: apply, wait for what must happen, show why, go on."""
+"""The six acts, once for each mode: apply, wait for what must happen, show why, go on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agent.demo.stage import CLIENT_NODE, POLICY_FILE, SERVER_NODE, Stage
 from agent.demo.story import Expectation, Expectations
 from trireme_py.errors import TriremeError
 
-ACTS: Final = 4
+ACTS: Final = 6
 ACT_TIMEOUT_S: Final = 20.0
 """An act takes two seconds; ten times that is a machine with other things to do."""
 MODE_NAMES: Final = {
@@ -65,6 +65,8 @@ class Play:
             ("a policy for approved guests: the other goes dry", self._policy),
             ("the other is given the label: it drinks again", self._labels),
             ("the policy is deleted: both drink", self._deleted),
+            ("nothing may leave but DNS to the resolver, and beer: both work", self._names),
+            ("an impostor takes the resolver's address: refused", self._impostor),
         )
         for number, (title, act) in enumerate(acts, 1):
             self._screen.act(number, title[0].upper() + title[1:])
@@ -74,12 +76,15 @@ class Play:
                 act(mark)
                 passed = True
             finally:
-                beers = ", ".join(self._score(mark, guest) for guest in story.GUESTS)
+                scores = [self._score(mark, guest, self._stage.seats) for guest in story.GUESTS]
+                scores += [self._score(mark, "DNS", self._stage.queries)] if number > 4 else []
+                beers = ", ".join(scores)
                 self.results.append(ActResult(self._mode, f"{number} {title}", passed, time.monotonic() - began, beers))
 
-    def _score(self, since: Mark, guest: str) -> str:
-        asks = [ask for seat in self._stage.seats if seat.guest == guest for ask in self._ledger.asks(since, seat)]
-        return f"{guest} {sum(bool(ask.beer) for ask in asks)}/{len(asks)}"
+    def _score(self, since: Mark, who: str, seats: Sequence[Seat]) -> str:
+        of_one = [seat for seat in seats if who in (seat.guest, "DNS")]
+        asks = [ask for seat in of_one for ask in self._ledger.asks(since, seat)]
+        return f"{who} {sum(bool(ask.answer) for ask in asks)}/{len(asks)}"
 
     # -- the acts ------------------------------------------------------------------------------------------------------
 
@@ -95,7 +100,7 @@ class Play:
         self._linger(mark, everybody)
 
     def _policy(self, mark: Mark) -> None:
-        self._stage.apply_policies()
+        self._stage.apply_policies(story.POLICIES)
         self._screen.applied(f"written to {POLICY_FILE} of both nodes", story.POLICIES)
         expect = Expectations(self._ledger, mark)
         allowed = story.as_role("approved", story.allowed_by_rule)
@@ -138,6 +143,40 @@ class Play:
             expect.judged(self._other, "role=regular, proven, allowed, no policy selects the tap", allowed),
         )
         self._linger(mark, self._stage.seats)
+
+    def _names(self, mark: Mark) -> None:
+        queries = self._stage.queries
+        self._stage.apply_policies(story.EGRESS_POLICIES)
+        self._screen.applied(f"written to {POLICY_FILE} of both nodes", story.EGRESS_POLICIES)
+        expect = Expectations(self._ledger, mark)
+        self._require(expect.leave_for_beer(story.GUESTS))
+        self._stage.seat_queries()
+        allowed = story.allowed_as_resolver
+        self._require(
+            expect.find(queries),
+            expect.drink(self._stage.seats),
+            expect.judged(queries, "the resolver, proven, allowed by egress[0] of guests-may-go", allowed),
+        )
+        self._show(expect, queries[0], allowed)
+        self._linger(mark, queries)
+
+    def _impostor(self, mark: Mark) -> None:
+        queries = self._stage.queries
+        self._stage.take_over()
+        dns = self._stage.dns
+        self._screen.note(
+            f"  the Service {dns.ipv4} and {dns.ipv6} leads to the pod {story.IMPOSTOR} now; it answers, too"
+        )
+        expect = Expectations(self._ledger, mark)
+        denied = story.denied_as_impostor
+        self._require(
+            expect.find_nothing(queries),
+            expect.drink(self._stage.seats),
+            expect.judged(queries, "the impostor, proven, denied, and told whom the rule names", denied),
+            expect.never_reach(story.IMPOSTOR, queries),
+        )
+        self._show(expect, queries[0], denied)
+        self._linger(mark, queries)
 
     # -- helpers -------------------------------------------------------------------------------------------------------
 
@@ -186,7 +225,7 @@ def perform(modes: Sequence[str], families: tuple[int, ...], screen: Screen) -> 
         ]
         for result in results
     ]
-    screen.summary(["MODE", "ACT", "RESULT", "TOOK", "BEERS OF VISITS"], rows)
+    screen.summary(["MODE", "ACT", "RESULT", "TOOK", "ANSWERS OF VISITS"], rows)
     right, planned = sum(result.passed for result in results), ACTS * len(modes)
     screen.note(f"\n  {right} of {planned} acts went as they should")
     return right == planned
@@ -221,11 +260,13 @@ def _perform_one(mode: str, families: tuple[int, ...], screen: Screen, results: 
 
 
 def _cast(stage: Stage) -> str:
-    service = stage.service
+    service, dns = stage.service, stage.dns
     return (
         f"  {story.TAP:<9} pod on node {SERVER_NODE}, behind the Service {service.ipv4} and {service.ipv6} (DNAT)\n"
         f"  {story.APPROVED:<9} pod on node {CLIENT_NODE}, role=approved\n"
         f"  {story.OTHER:<9} pod on node {CLIENT_NODE}, role=regular\n"
-        "  Between them a router that masquerades both guests, so the tap sees one and the same address for both,\n"
+        f"  {story.RESOLVER:<9} pod on node {SERVER_NODE}, DNS, behind the Service {dns.ipv4} and {dns.ipv6} (DNAT)\n"
+        f"  {story.IMPOSTOR:<9} pod on node {SERVER_NODE}, which answers DNS as well\n"
+        "  Between them a router that masquerades both guests, so servers see one and the same address for both,\n"
         "  and that drops what conntrack calls INVALID."
     )

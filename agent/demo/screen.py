@@ -22,6 +22,7 @@ from rich.text import Text
 
 from agent.commands.observe import render
 from agent.demo.ledger import Ask, Seat
+from agent.demo.resolver import NAME
 from agent.flowlog import FlowRecord
 
 HISTORY: Final = 24
@@ -72,10 +73,9 @@ class Screen:
             before = visits[-1] if visits else None
             visits.append(ask)
             self._count[ask.seat] = self._count.get(ask.seat, 0) + 1
-            changed = before is None or bool(before.beer) != bool(ask.beer)
+            changed = before is None or bool(before.answer) != bool(ask.answer)
             if self._plain and changed:
-                what = f"drinks {ask.beer}" if ask.beer else f"gets nothing: {ask.trouble}"
-                self._print(f"  {ask.seat.guest:<9} IPv{ask.seat.family}  {what}")
+                self._print(f"  {ask.seat.guest:<9} IPv{ask.seat.family}  {_what_came(ask)}")
 
     def judged(self, record: FlowRecord) -> None:
         with self._lock:
@@ -83,16 +83,20 @@ class Screen:
 
     def _table(self) -> Group:
         table = Table(box=None, padding=(0, 2, 0, 2))
-        for heading, width in (("guest", 9), ("over", 5), ("glass", 26), ("visits", 6), ("the last visits", HISTORY)):
+        for heading, width in (("guest", 14), ("over", 5), ("glass", 26), ("visits", 6), ("the last visits", HISTORY)):
             table.add_column(heading, min_width=width, no_wrap=True, header_style="dim")
         with self._lock:
-            for seat, visits in sorted(self._visits.items(), key=lambda item: (item[0].guest, item[0].family)):
+            for seat, visits in sorted(
+                self._visits.items(), key=lambda item: (item[0].resolves, item[0].guest, item[0].family)
+            ):
                 last = visits[-1]
-                glass = Text(last.beer, style="green") if last.beer else Text("dry", style="bold red")
+                empty = "no answer" if seat.resolves else "dry"
+                glass = Text(last.answer, style="green") if last.answer else Text(empty, style="bold red")
+                name = f"{seat.guest}, DNS" if seat.resolves else seat.guest
                 history = Text()
                 for visit in visits:
-                    history.append("▮" if visit.beer else "▯", style="green" if visit.beer else "red")
-                table.add_row(seat.guest, f"IPv{seat.family}", glass, str(self._count[seat]), history)
+                    history.append("▮" if visit.answer else "▯", style="green" if visit.answer else "red")
+                table.add_row(name, f"IPv{seat.family}", glass, str(self._count[seat]), history)
             verdict = self._last_verdict
         line = Text("") if verdict is None else Text("  " + click.unstyle(render(verdict)).splitlines()[0], style="dim")
         return Group(Text(""), table, line)
@@ -144,3 +148,9 @@ class Screen:
         """Show why the play failed, on as many lines as it takes."""
         for line in text.splitlines():
             self._console.print(Text(line, style="" if self._plain else "red"))
+
+
+def _what_came(ask: Ask) -> str:
+    if ask.seat.resolves:
+        return f"finds {NAME} at {ask.answer}" if ask.answer else f"finds no {NAME}: {ask.trouble}"
+    return f"drinks {ask.answer}" if ask.answer else f"gets nothing: {ask.trouble}"

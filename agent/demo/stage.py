@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -19,9 +20,9 @@ import msgspec
 import yaml
 
 from agent.config import API_VERSION, KIND
-from agent.demo import story
-from agent.demo.guests import Guest
-from agent.demo.ledger import Ledger, Seat
+from agent.demo import resolver, story
+from agent.demo.guests import Guest, ask
+from agent.demo.ledger import Ask, Ledger, Seat
 from agent.demo.tap import PORT, Tap
 from agent.flowlog import FlowRecord
 from agent.lab import Lab, LabPod
@@ -39,7 +40,7 @@ POLICY_FILE: Final = "policies.yaml"
 SERVER_NODE: Final = "server"
 CLIENT_NODE: Final = "client"
 PLACEMENT: Final[Mapping[str, tuple[str, ...]]] = {
-    SERVER_NODE: (story.TAP,),
+    SERVER_NODE: (story.TAP, story.RESOLVER, story.IMPOSTOR),
     CLIENT_NODE: (story.APPROVED, story.OTHER),
 }
 """Which pods each node holds; each pod's namespace belongs to one agent."""
@@ -165,6 +166,7 @@ class Stage:
         self._folder = folder
         self._ledger = ledger
         self.seats = tuple(Seat(guest, family) for guest in story.GUESTS for family in families)
+        self.queries = tuple(Seat(guest, family, resolves=True) for guest in story.GUESTS for family in families)
         self._lab = Lab(WORD)
         self._pods: dict[str, LabPod] = {}
         self._closers = ExitStack()
@@ -189,11 +191,13 @@ class Stage:
 
     def _build(self, building: ExitStack) -> None:
         self._lab.__enter__()
-        for name in (story.TAP, *story.GUESTS):
+        for name in story.LABELS:
             self._pods[name] = self._lab.add_pod(name)
         self.service = self._lab.add_service(self._pods[story.TAP], port=SERVICE_PORT, target_port=PORT)
+        self.dns = self._lab.add_service(self._pods[story.RESOLVER], port=resolver.PORT, target_port=resolver.PORT)
         for guest in story.GUESTS:
-            self._lab.masquerade(self._pods[guest], self._pods[story.TAP])
+            for server in PLACEMENT[SERVER_NODE]:
+                self._lab.masquerade(self._pods[guest], self._pods[server])
         credentials = _CREDENTIALS[self._mode](self._folder, tuple(self.nodes.values()))
         for node in self.nodes.values():
             node.write("agent.yaml", self._agent_yaml(node, credentials))
@@ -206,6 +210,9 @@ class Stage:
             node.wait_until_ready()
         tap = Tap(self._pods[story.TAP], self._ledger)
         building.callback(tap.close)
+        addresses: dict[int, resolver.Address] = {4: self.service.ipv4, 6: self.service.ipv6}
+        for name in (story.RESOLVER, story.IMPOSTOR):
+            building.callback(resolver.Resolver(self._pods[name], name, addresses, self._ledger).close)
 
     def _agent_yaml(self, node: Node, credentials: Mapping[str, str]) -> str:
         return yaml.safe_dump(
@@ -227,12 +234,25 @@ class Stage:
         )
 
     def seat_guests(self) -> None:
-        """Let the guests begin to ask, through the Service's addresses."""
+        """Let the guests begin to ask for beer, through the Service's addresses."""
         for seat in self.seats:
             address = self.service.ipv4 if seat.family == 4 else self.service.ipv6
-            guest = Guest(self._pods[seat.guest], seat, address, SERVICE_PORT, self._ledger)
-            self._closers.callback(guest.close)
-            self._closers.callback(guest.stop)  # runs first, and for all: they stop side by side
+            self._seat(seat, partial(ask, seat, address, SERVICE_PORT))
+
+    def seat_queries(self) -> None:
+        """Let the guests begin to look up the tap's name, through the addresses of the resolver's Service."""
+        for seat in self.queries:
+            address = self.dns.ipv4 if seat.family == 4 else self.dns.ipv6
+            self._seat(seat, partial(resolver.look_up, seat, address))
+
+    def _seat(self, seat: Seat, visit: Callable[[], Ask]) -> None:
+        guest = Guest(self._pods[seat.guest], seat, visit, self._ledger)
+        self._closers.callback(guest.close)
+        self._closers.callback(guest.stop)  # runs first, and for all: they stop side by side
+
+    def take_over(self) -> None:
+        """From now on the Service of the resolver leads to the impostor."""
+        self.dns = self._lab.retarget(self.dns, self._pods[story.IMPOSTOR])
 
     def set_labels(self, pod: str, labels: Mapping[str, str]) -> None:
         """Write the pod's object, on the node that holds it."""
@@ -240,10 +260,10 @@ class Stage:
             if pod in PLACEMENT[node.name]:
                 node.write(f"pod-{pod}.yaml", story.pod_yaml(pod, labels, self._pods[pod]))
 
-    def apply_policies(self) -> None:
+    def apply_policies(self, policies: str) -> None:
         """Every node gets every policy, as in a cluster."""
         for node in self.nodes.values():
-            node.write(POLICY_FILE, story.POLICIES)
+            node.write(POLICY_FILE, policies)
 
     def delete_policies(self) -> None:
         for node in self.nodes.values():

@@ -10,6 +10,8 @@ from typing import Final
 import yaml
 
 from agent.demo.ledger import Ledger, Mark, Seat
+from agent.demo.resolver import NAME
+from agent.demo.resolver import PORT as DNS_PORT
 from agent.demo.tap import PORT
 from agent.flowlog import FlowRecord
 from agent.lab import LabPod
@@ -19,13 +21,18 @@ NAMESPACE: Final = "beer"
 TAP: Final = "tap"
 APPROVED: Final = "approved"
 OTHER: Final = "other"
+RESOLVER: Final = "resolver"
+IMPOSTOR: Final = "impostor"
 GUESTS: Final = (APPROVED, OTHER)
 POLICY: Final = f"NetworkPolicy/{NAMESPACE}/approved-guests"
+EGRESS_POLICY: Final = f"NetworkPolicy/{NAMESPACE}/guests-may-go"
 
 LABELS: Final[Mapping[str, Mapping[str, str]]] = {
     TAP: {"app": "tap"},
     APPROVED: {"app": "guest", "role": "approved"},
     OTHER: {"app": "guest", "role": "regular"},
+    RESOLVER: {"app": "resolver"},
+    IMPOSTOR: {"app": "impostor"},
 }
 
 POLICIES: Final = f"""\
@@ -49,10 +56,29 @@ spec:
     - {{protocol: TCP, port: {PORT}}}
 """
 
+EGRESS_POLICIES: Final = f"""\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{namespace: {NAMESPACE}, name: guests-may-go}}
+spec:
+  podSelector: {{matchLabels: {{app: guest}}}}
+  policyTypes: [Egress]
+  egress:
+  - to:
+    - podSelector: {{matchLabels: {{app: resolver}}}}
+    ports:
+    - {{protocol: UDP, port: {DNS_PORT}}}
+  - to:
+    - podSelector: {{matchLabels: {{app: tap}}}}
+    ports:
+    - {{protocol: TCP, port: {PORT}}}
+"""
+"""Guests may send nothing to anybody, but for what the two rules name."""
+
 DRINKS: Final = 3
-"""Beers in a row that count as drinking."""
+"""Visits in a row with an answer that count as drinking, and as finding."""
 DRY: Final = 2
-"""Visits in a row without a beer that count as dry."""
+"""Visits in a row without one that count as dry."""
 
 
 def namespace_yaml() -> str:
@@ -108,22 +134,36 @@ class Expectations:
     def drink(self, seats: Sequence[Seat]) -> Expectation:
         """The last visits of each seat all ended in a beer."""
 
-        def holds(seat: Seat) -> bool:
-            last = self._ledger.asks(self._since, seat)[-DRINKS:]
-            return len(last) == DRINKS and all(ask.beer for ask in last)
+        return Expectation(
+            f"{guests(seats)} over {families(seats)}: {DRINKS} beers in a row", _all(self._answered, seats)
+        )
 
-        return Expectation(f"{guests(seats)} over {families(seats)}: {DRINKS} beers in a row", _all(holds, seats))
+    def find(self, seats: Sequence[Seat]) -> Expectation:
+        """The last queries of each seat were all answered."""
+        return Expectation(
+            f"{guests(seats)} over {families(seats)}: {NAME} found {DRINKS} times in a row", _all(self._answered, seats)
+        )
+
+    def _answered(self, seat: Seat) -> bool:
+        last = self._ledger.asks(self._since, seat)[-DRINKS:]
+        return len(last) == DRINKS and all(ask.answer for ask in last)
 
     def go_dry(self, seats: Sequence[Seat]) -> Expectation:
         """The last visits of each seat all ended in nothing."""
-
-        def holds(seat: Seat) -> bool:
-            last = self._ledger.asks(self._since, seat)[-DRY:]
-            return len(last) == DRY and not any(ask.beer for ask in last)
-
         return Expectation(
-            f"{guests(seats)} over {families(seats)}: {DRY} visits in a row without a beer", _all(holds, seats)
+            f"{guests(seats)} over {families(seats)}: {DRY} visits in a row without a beer", _all(self._empty, seats)
         )
+
+    def find_nothing(self, seats: Sequence[Seat]) -> Expectation:
+        """The last queries of each seat all stayed unanswered."""
+        return Expectation(
+            f"{guests(seats)} over {families(seats)}: {DRY} queries in a row without an answer",
+            _all(self._empty, seats),
+        )
+
+    def _empty(self, seat: Seat) -> bool:
+        last = self._ledger.asks(self._since, seat)[-DRY:]
+        return len(last) == DRY and not any(ask.answer for ask in last)
 
     def never_reach_the_tap(self, seats: Sequence[Seat]) -> Expectation:
         """Each seat goes on asking, and not one request arrives at the tap's application."""
@@ -134,13 +174,32 @@ class Expectations:
 
         return Expectation(f"not one request of {guests(seats)} reaches the tap's application", _all(holds, seats))
 
+    def never_reach(self, server: str, seats: Sequence[Seat]) -> Expectation:
+        """Each seat goes on asking, and not one query arrives at the application of ``server``."""
+
+        def holds(seat: Seat) -> bool:
+            asks = self._ledger.asks(self._since, seat)
+            return len(asks) >= DRY and self._ledger.resolutions(self._since)[server] == 0
+
+        return Expectation(f"not one query of {guests(seats)} reaches the {server}'s application", _all(holds, seats))
+
     def judged(self, seats: Sequence[Seat], text: str, right: Judge) -> Expectation:
-        """The tap's agent judged a connection of each seat as ``right`` says."""
+        """The agent concerned judged a connection or query of each seat as ``right`` says."""
 
         def holds(seat: Seat) -> bool:
             return any(right(record) for record in verdicts_about(self._ledger.verdicts(self._since), seat))
 
-        return Expectation(f"the tap's agent about {guests(seats)}: {text}", _all(holds, seats))
+        whose = "guests'" if seats[0].resolves else "tap's"
+        return Expectation(f"the {whose} agent about {guests(seats)}: {text}", _all(holds, seats))
+
+    def leave_for_beer(self, names: Sequence[str]) -> Expectation:
+        """Each guest's own agent has let it go to the tap by the egress policy, which is in force then."""
+
+        def holds() -> bool:
+            judged = {record.pod for record in self._ledger.verdicts(self._since) if allowed_to_the_tap(record)}
+            return judged >= {f"{NAMESPACE}/{name}" for name in names}
+
+        return Expectation(f"the guests' agent lets {' and '.join(names)} go to the tap, by guests-may-go", holds)
 
     def one_address(self, seats: Sequence[Seat]) -> Expectation:
         """The tap's node saw all guests of a family come from the same address."""
@@ -177,7 +236,18 @@ def _all(holds: Callable[[Seat], bool], seats: Sequence[Seat]) -> Callable[[], b
 
 
 def verdicts_about(records: list[FlowRecord], seat: Seat) -> list[FlowRecord]:
-    """Return the verdicts of the tap's agent on connections that ``seat`` opened."""
+    """Return the verdicts that say whether ``seat`` gets what it came for.
+
+    On a beer that is the tap's agent's, on who drinks; on a name the guest's own, on whom it may ask.
+    """
+    if seat.resolves:
+        return [
+            record
+            for record in records
+            if record.pod == f"{NAMESPACE}/{seat.guest}"
+            and (record.direction, record.protocol) == ("egress", "UDP")
+            and family_of(record.destination.address) == seat.family
+        ]
     return [
         record
         for record in records
@@ -208,6 +278,24 @@ def denied_for_its_label(record: FlowRecord) -> bool:
     return record.verdict == "deny" and record.reason == "no_match" and named
 
 
+def allowed_to_the_tap(record: FlowRecord) -> bool:
+    """Allowed to leave by the rule for beer, because the other end has proven to be the tap."""
+    right = record.direction == "egress" and record.policy == EGRESS_POLICY and record.rule == 1
+    return record.verdict == "allow" and right and _proven_to_be(TAP, record)
+
+
+def allowed_as_resolver(record: FlowRecord) -> bool:
+    """Allowed by the rule for DNS, because the other end has proven to be the resolver."""
+    right = record.policy == EGRESS_POLICY and record.rule == 0
+    return record.verdict == "allow" and record.reason == "policy" and right and _proven_to_be(RESOLVER, record)
+
+
+def denied_as_impostor(record: FlowRecord) -> bool:
+    """Denied: the other end has proven who it is, and it is not whom the rule for DNS names."""
+    named = "guests-may-go" in record.nearest and "app=resolver" in record.nearest
+    return record.verdict == "deny" and record.reason == "no_match" and named and _proven_to_be(IMPOSTOR, record)
+
+
 def as_role(role: str, judge: Judge) -> Judge:
     """Return ``judge`` for a peer that showed the label ``role`` with this value."""
     return lambda record: record.peer is not None and record.peer.labels.get("role") == role and judge(record)
@@ -215,3 +303,7 @@ def as_role(role: str, judge: Judge) -> Judge:
 
 def _proven(record: FlowRecord) -> bool:
     return record.peer is not None and record.peer.proven
+
+
+def _proven_to_be(pod: str, record: FlowRecord) -> bool:
+    return record.peer is not None and record.peer.pod == pod and record.peer.proven

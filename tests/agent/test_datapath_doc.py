@@ -44,7 +44,7 @@ def test_the_rules_are_those_that_are_written(family: Family) -> None:
     documented: dict[str, list[str]] = {}
     for chains, rule, _ in tables("The rules")[1]:
         names, _, only = chains.partition(" (")
-        if only and family is not Family.IPV6:
+        if only and only != f"{'IPv6' if family is Family.IPV6 else 'IPv4'})":
             continue
         for chain in names.split(", "):
             documented.setdefault(chain, []).extend(spelled_out(rule.strip("`")))
@@ -68,12 +68,12 @@ def test_a_verdict_s_mark_is_the_one_that_is_sent() -> None:
                 Marks().answer(Verdict[name], 0, FIRST_EPOCH)
 
 
-def test_the_walk_names_functions_that_exist_in_at_most_eight_files() -> None:
+def test_the_walk_names_functions_that_exist_in_at_most_nine_files() -> None:
     (rows,) = tables("A packet's walk through the code")
     named = re.findall(r"`(\w+/\w+)\.py` `([\w.]+)`", "\n".join(handled for _, _, handled, _ in rows))
     for module, function in named:
         assert callable(attrgetter(function)(importlib.import_module(module.replace("/", "."))))
-    assert 1 < len({module for module, _ in named}) <= 8
+    assert 1 < len({module for module, _ in named}) <= 9
 
 
 def test_every_file_it_names_exists() -> None:

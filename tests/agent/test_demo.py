@@ -6,12 +6,15 @@ import io
 import re
 import threading
 from datetime import date, timedelta
+from ipaddress import ip_address
 
+import msgspec
 import pytest
 import yaml
 from rich.console import Console
+from scapy.layers.dns import DNS, DNSQR
 
-from agent.demo import story
+from agent.demo import resolver, story
 from agent.demo.beers import BEERS, beer_of_the_day
 from agent.demo.ledger import Ask, Ledger, Seat
 from agent.demo.screen import Screen
@@ -20,6 +23,7 @@ from agent.flowlog import EndRecord, FlowRecord, PeerRecord
 
 APPROVED = Seat(story.APPROVED, 4)
 OTHER = Seat(story.OTHER, 4)
+QUERY = Seat(story.OTHER, 4, resolves=True)
 BEER = "Rauchbier (Bamberg)"
 
 
@@ -74,6 +78,11 @@ def test_what_is_applied_are_the_objects_it_says() -> None:
     assert wanted.items() <= story.LABELS[story.APPROVED].items()
     assert not wanted.items() <= story.LABELS[story.OTHER].items()
     assert f"NetworkPolicy/{allow['metadata']['namespace']}/{allow['metadata']['name']}" == story.POLICY
+    egress = yaml.safe_load(story.EGRESS_POLICIES)
+    first, second = (rule["to"][0]["podSelector"]["matchLabels"] for rule in egress["spec"]["egress"])
+    assert (first, second) == (story.LABELS[story.RESOLVER], story.LABELS[story.TAP])
+    assert f"NetworkPolicy/{egress['metadata']['namespace']}/{egress['metadata']['name']}" == story.EGRESS_POLICY
+    assert egress["spec"]["podSelector"]["matchLabels"].items() <= story.LABELS[story.OTHER].items()
     assert yaml.safe_load(story.namespace_yaml())["metadata"]["name"] == story.NAMESPACE
 
 
@@ -132,6 +141,78 @@ def test_a_verdict_counts_for_its_guest_and_family_only() -> None:
     records = [verdict(), verdict(story.APPROVED), verdict(source="fd77:1::1")]
     assert story.verdicts_about(records, OTHER) == records[:1]
     assert story.verdicts_about(records, Seat(story.OTHER, 6)) == records[2:]
+
+
+def query_verdict(server: str, *, allow: bool, **changes: object) -> FlowRecord:
+    """What the guest's own agent says about a query that ``server`` would have got."""
+    record = FlowRecord(
+        v=1,
+        time="2026-11-22T12:00:00.000000Z",
+        pod="beer/other",
+        direction="egress",
+        verdict="allow" if allow else "deny",
+        reason="policy" if allow else "no_match",
+        protocol="UDP",
+        source=EndRecord("10.77.2.2", 40000),
+        destination=EndRecord("10.78.0.2", 53),
+        policy=story.EGRESS_POLICY if allow else "",
+        rule=0 if allow else None,
+        nearest="" if allow else "NetworkPolicy/beer/guests-may-go egress[0] to[0] needs app=resolver",
+        peer=PeerRecord("beer", server, server, {}, True),
+    )
+    return msgspec.structs.replace(record, **changes)
+
+
+def test_a_query_is_right_only_with_the_resolver_and_wrong_only_with_the_impostor() -> None:
+    right = query_verdict(story.RESOLVER, allow=True)
+    wrong = query_verdict(story.IMPOSTOR, allow=False)
+    judges = (story.allowed_as_resolver, story.denied_as_impostor)
+    assert [[judge(record) for judge in judges] for record in (right, wrong)] == [[True, False], [False, True]]
+    unproven = PeerRecord("beer", story.RESOLVER, story.RESOLVER, {}, False)
+    for changes in ({"policy": story.POLICY}, {"rule": 1}, {"peer": unproven}, {"peer": None}):
+        assert not story.allowed_as_resolver(query_verdict(story.RESOLVER, allow=True, **changes))
+    assert not story.denied_as_impostor(query_verdict(story.IMPOSTOR, allow=False, reason="unidentified"))
+    assert not story.denied_as_impostor(query_verdict(story.RESOLVER, allow=False))
+
+
+def test_a_query_is_judged_by_the_guest_s_own_agent() -> None:
+    records = [
+        query_verdict(story.RESOLVER, allow=True),
+        query_verdict(story.RESOLVER, allow=True, pod="beer/resolver", direction="ingress"),
+        query_verdict(story.RESOLVER, allow=True, protocol="TCP"),
+        query_verdict(story.RESOLVER, allow=True, destination=EndRecord("fd78::2", 53)),
+        verdict(),
+    ]
+    assert story.verdicts_about(records, QUERY) == records[:1]
+
+
+def test_one_query_at_the_impostor_is_one_too_many() -> None:
+    ledger = make_ledger()
+    ledger.resolved(story.IMPOSTOR)
+    expectation = Expectations(ledger, ledger.mark()).never_reach(story.IMPOSTOR, [QUERY])
+    ask(ledger, QUERY, "", "")
+    ledger.resolved(story.RESOLVER)
+    assert expectation.holds()
+    ledger.resolved(story.IMPOSTOR)
+    assert not expectation.holds()
+
+
+@pytest.mark.parametrize(("family", "text"), [(4, "10.78.0.1"), (6, "fd78::1")])
+def test_the_resolver_knows_the_tap_and_nothing_else(family: int, text: str) -> None:
+    addresses: dict[int, resolver.Address] = {family: ip_address(text)}
+    query = resolver.encode_query(7, family)
+    answer = resolver.encode_answer(query, addresses)
+    assert resolver.decode_answer(answer, 7, family) == addresses[family]
+    read = DNS(answer)
+    assert (read.qd[0].qname, read.an[0].rdata, read.rcode) == (b"tap.beer.example.", text, 0)
+    for number, other in ((8, family), (7, 10 - family)):
+        with pytest.raises(ValueError, match="not the answer"):
+            resolver.decode_answer(answer, number, other)
+    unknown = bytes(DNS(id=7, rd=1, qd=DNSQR(qname="bar.beer.example", qtype=1)))
+    assert DNS(resolver.encode_answer(unknown, addresses)).rcode == 3
+    for nonsense in (b"", query[:11], answer, bytes(600)):
+        with pytest.raises(ValueError, match="not a query"):
+            resolver.encode_answer(nonsense, addresses)
 
 
 def test_waiting_ends_with_the_event_that_was_waited_for() -> None:

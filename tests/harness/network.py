@@ -6,7 +6,8 @@ import random
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
 
-from tests.harness.segments import Segment, read
+from tests.harness.segments import TCP, UDP, Segment, read
+from tests.harness.surplus import Read, is_udp, read_udp, translated
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,20 @@ class Router:
     def translate(self, data: bytes) -> bytes:
         if not self.services and not self.masquerade:
             return data
-        segment = read(data)
+        segment: Segment | Read | None = read_udp(data) if is_udp(data) else read(data)
         if segment is None:
             return data
-        flow = (6, segment.source, segment.sport, segment.destination, segment.dport)
+        protocol = UDP if isinstance(segment, Read) else TCP
+        flow = (protocol, segment.source, segment.sport, segment.destination, segment.dport)
         to = self._back.get(flow) or self._forward.get(flow) or self._open(flow)
-        return data if to is None else _readdress(segment, to)
+        if to is None:
+            return data
+        if isinstance(segment, Read):
+            return translated(data, to[1:3], to[3:])
+        return _readdress(segment, to)
 
     def _open(self, flow: Flow) -> Flow | None:
-        _, source, sport, destination, dport = flow
+        protocol, source, sport, destination, dport = flow
         backends = self.services.get((destination, dport))
         stand_in = self.masquerade.get(source)
         if backends is None and stand_in is None:
@@ -95,9 +101,9 @@ class Router:
         if stand_in is not None:
             self._port += 1
             new_source = (stand_in, self._port)
-        to = (6, *new_source, *new_destination)
+        to = (protocol, *new_source, *new_destination)
         self._forward[flow] = to
-        self._back[6, *new_destination, *new_source] = (6, destination, dport, source, sport)
+        self._back[protocol, *new_destination, *new_source] = (protocol, destination, dport, source, sport)
         return to
 
 

@@ -79,6 +79,9 @@ class StandIn:
     def take_releases(self) -> list[tuple[int, Release]]:
         return []
 
+    def take_sends(self) -> list[tuple[int, bytes]]:
+        return []
+
     def drain_events(self) -> list[FlowEvent]:
         return []
 

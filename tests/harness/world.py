@@ -17,8 +17,9 @@ from typing import Final
 
 from tests.harness import assertions
 from tests.harness.network import Faults, Router
-from tests.harness.segments import ACK, MAGIC, RST, SYN, Segment, describe, packed, read
+from tests.harness.segments import ACK, MAGIC, RST, SYN, Segment, describe, packed, read, udp
 from tests.harness.standin_policy import OPEN
+from tests.harness.surplus import Read, describe_datagram, has_surplus, is_udp, is_valid, is_whole, read_udp
 from tests.harness.tcp import SECOND, Connection, Host, Listener
 from trireme_py.assertion import identity_id
 from trireme_py.auth import Authenticator
@@ -50,7 +51,7 @@ SCOPE: Final = (*POD_RANGES, "10.96.0.0/12", "fd00:96::/64", "192.0.2.0/24")
 TCP, UDP = 6, 17
 TOUCHED: Final = {
     DropReason.POLICY: {"denials"},
-    DropReason.CUT: {"denials", "live"},
+    DropReason.CUT: {"denials", "live", "live_datagrams"},
     DropReason.UNPROVEN: {"servers", "answered"},
     DropReason.REPEATED: {"clients"},
     DropReason.PAYLOAD_ACKNOWLEDGED: {"clients", "minds_payload"},
@@ -89,6 +90,12 @@ class Pod:
     events: list[FlowEvent] = field(default_factory=list)
     raw: list[bytes] = field(default_factory=list)
     """What arrived and is not TCP."""
+    heard: list[Read] = field(default_factory=list)
+    """Datagrams that a socket has taken, whole."""
+    discarded: int = 0
+    """Datagrams whose checksum no socket takes."""
+    on_datagram: Callable[[Read], None] = lambda datagram: None
+    """What the pod's application does with a datagram."""
     segments: list[Segment] = field(default_factory=list)
     """TCP that reached the pod's kernel."""
     _tickets: int = 0
@@ -112,6 +119,13 @@ class Pod:
 
     def listen(self, port: int = 80, **options: object) -> Listener:
         return self.host.listen(port, **options)
+
+    def say(
+        self, to: Pod | bytes, payload: bytes = b"question", *, sport: int = 40_000, port: int = 53, family: int = 4
+    ) -> None:
+        """Send one datagram."""
+        other = to if isinstance(to, bytes) else to.address(family)
+        self.leave(udp((self.address(4 if len(other) == 4 else 6), sport), (other, port), payload))
 
     def connect(
         self, to: Pod | bytes, port: int = 80, data: bytes = b"", *, family: int = 4, **how: object
@@ -149,6 +163,7 @@ class Pod:
             self._go_on(hook, data)
             return
         tuple5, syn = self._tuple(hook, data)
+        syn = syn or (is_udp(data) and has_surplus(data))
         if tuple5 is not None and not syn and self.marks.accepted.get(tuple5) == self.marks.epoch:
             self.bypassed += 1
             self._go_on(hook, data)
@@ -229,6 +244,13 @@ class Pod:
         if segment is None:
             if data[9 if data[0] >> 4 == 4 else 6] != TCP:
                 self.raw.append(data)
+            if is_udp(data):
+                datagram = read_udp(data) if is_whole(data) else None
+                if datagram is not None and datagram.delivered:
+                    self.heard.append(datagram)
+                    self.on_datagram(datagram)
+                else:
+                    self.discarded += 1
             return
         self.segments.append(segment)
         self.host.receive(segment)
@@ -260,7 +282,17 @@ def snapshot(endpoint: Endpoint) -> dict[str, object]:
             return value
         return repr(value) if hasattr(value, "value") else id(value)
 
-    names = ("clients", "servers", "answered", "live", "denials", "unanswered", "minds_payload", "holds")
+    names = (
+        "clients",
+        "servers",
+        "answered",
+        "live",
+        "live_datagrams",
+        "denials",
+        "unanswered",
+        "minds_payload",
+        "holds",
+    )
     return {name: plain(getattr(endpoint, name)) for name in names}
 
 
@@ -281,6 +313,8 @@ class World:
         self.on_wire: Callable[[bytes], Iterable[bytes]] = lambda data: (data,)
         """What the path does to each packet; tests put the attacker and planned losses here."""
         self.transcript: list[str] = []
+        self.invalid = 0
+        """Datagrams that were lost on the way because their sum was wrong."""
         self.audit = False
         """Hold every dropped packet to leaving the data path's tables as they were."""
         self._agenda: list[tuple[int, int, Callable[[], None]]] = []
@@ -317,6 +351,9 @@ class World:
                 del self._wakes[pod.name]
             for _, release in pod.datapath.expire(self.now):
                 pod.release(release)
+            for _, data in pod.datapath.take_sends():
+                pod.leave(data)
+            pod.events += pod.datapath.drain_events()
             self.wake(pod)
 
         self.after(max(0, deadline - self.mono_ns), due)
@@ -395,6 +432,9 @@ class World:
         self.after(LATENCY, lambda: self._travel(data))
 
     def _travel(self, data: bytes) -> None:
+        if is_udp(data) and not is_valid(data):
+            self.invalid += 1  # connection tracking on the way takes it for damaged
+            return
         data = self.router.translate(data)
         destination = data[16:20] if data[0] >> 4 == 4 else data[24:40]
         pod = self.by_address.get(destination)
@@ -407,7 +447,12 @@ class World:
         if self.faults.any:
             return  # nobody reads the transcript of a storm
         segment = read(data)
-        what = describe(segment) if segment is not None else f"protocol {data[9] if data[0] >> 4 == 4 else data[6]}"
+        if segment is not None:
+            what = describe(segment)
+        elif is_udp(data):
+            what = describe_datagram(data)
+        else:
+            what = f"protocol {data[9] if data[0] >> 4 == 4 else data[6]}"
         self.transcript.append(f"{self.ms:>6} ms  {sender.rpartition('/')[2]}: {what}")
 
     def assert_transcript(self, expected: str) -> None:

@@ -64,18 +64,21 @@ def test_identity_decides_and_the_verdict_says_why() -> None:
     assert re.search(r"beer/other \[app=guest,role=regular\] → beer/tap:8080  DENY  ingress  no-match", output)
     assert re.search(r"beer/approved \[app=guest,role=approved\] → beer/tap:8080  ALLOW  ingress  policy", output)
     assert re.search(r"beer/other \[app=guest,role=approved\] → beer/tap:8080  ALLOW  ingress  policy", output)
-    assert len(re.findall(r"PSK +[1-4] .* ok ", output)) == 4
+    assert re.search(r"→ beer/resolver \[app=resolver\]:53  ALLOW  egress  policy  UDP", output)
+    assert re.search(r"→ beer/impostor \[app=impostor\]:53  DENY  egress  no-match  UDP", output)
+    assert "not one query of approved and other reaches the impostor's application" in output
+    assert len(re.findall(r"PSK +[1-6] .* ok ", output)) == 6
 
 
 @pytest.mark.slow  # a minute: both modes over both families, as `make demo` plays it
 def test_the_whole_demo_passes_and_is_what_the_readme_shows() -> None:
     output = play()
-    assert len(re.findall(r"(?:PSK|PKI) +[1-4] .* ok ", output)) == 8
+    assert len(re.findall(r"(?:PSK|PKI) +[1-6] .* ok ", output)) == 12
     readme = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
     transcript = readme.split("```\nBeer of the day", 1)[1].split("```", 1)[0].splitlines()
     # Beers, times and who came first differ from run to run; everything else does not.
     lasting = [line for line in transcript if re.match(r"Act |  ok |    \| | +closest: | +by |  \w+ +pod on ", line)]
-    assert len(lasting) > 40
+    assert len(lasting) > 60
     assert [line for line in lasting if line not in output.splitlines()] == []
 
 

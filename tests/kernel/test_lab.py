@@ -51,6 +51,17 @@ def repeated_segments(client: socket.socket) -> int:
 
 
 @FAMILIES
+def test_a_service_that_moves_leads_elsewhere(family: int) -> None:
+    with Lab("lab") as lab:
+        a, b, c = (lab.add_pod(name) for name in "abc")
+        service = lab.add_service(b, port=80, target_port=8080)
+        moved = lab.retarget(service, c)
+        assert (moved.ipv4, moved.ipv6, moved.target) == (service.ipv4, service.ipv6, c)
+        with listen(c, family) as server, connect(a, moved.ipv4 if family == socket.AF_INET else moved.ipv6, 80):
+            server.accept()[0].close()
+
+
+@FAMILIES
 def test_masquerade_is_per_pair(family: int) -> None:
     with Lab("lab") as lab:
         a, b, c = (lab.add_pod(name) for name in "abc")

@@ -97,7 +97,7 @@ def test_applying_twice_changes_nothing(namespace: Path, backend: RuleBackend, v
     assert backend.apply(namespace, RULES) is True
     netns.run_inside(namespace, send_to_myself)
     before = saved(namespace, variant, counters=True)
-    assert "[0:0] -A OUTPUT -j TRM-RAW" not in before  # something is counted, so that a reset would show
+    assert "[0:0] -A OUTPUT -j TRM-RAW-OUT" not in before  # something is counted, so that a reset would show
     assert backend.apply(namespace, RULES) is False
     assert saved(namespace, variant, counters=True) == before
 
@@ -134,7 +134,7 @@ def test_our_jumps_come_first_and_once(namespace: Path, backend: RuleBackend, va
     for family in Family:
         for table, chain, jump in (
             ("raw", "PREROUTING", "-j TRM-RAW"),
-            ("raw", "OUTPUT", "-j TRM-RAW"),
+            ("raw", "OUTPUT", "-j TRM-RAW-OUT"),
             ("mangle", "PREROUTING", "! -i lo -j TRM-IN"),
             ("mangle", "POSTROUTING", "! -o lo -j TRM-OUT"),
         ):
@@ -274,9 +274,13 @@ def test_an_independent_reader_finds_the_same_rules(namespace: Path, writer: str
             }
             for kind, limit in [*((kind, 255) for kind in range(133, 138)), *((k, 1) for k in (130, 131, 132, 143))]
         ]
-        judge = [syn, *(on_link if family is Family.IPV6 else []), {"target": "TRM-EPOCH"}]
+        (surplus,) = [rule for rule in map(simplified, mangle["TRM-IN"]) if "bpf" in rule]
+        assert surplus == {"protocol": "udp", "bpf": surplus["bpf"], **queue}
+        untracked = {"protocol": "udp", "bpf": surplus["bpf"], "target": {"CT": {"notrack": ""}}}
+        judge = [syn, surplus, *(on_link if family is Family.IPV6 else []), {"target": "TRM-EPOCH"}]
         expected = {
             "TRM-RAW": [clear],
+            "TRM-RAW-OUT": [clear, untracked],
             "TRM-DONE": [clear],
             "TRM-EPOCH": [{"connmark": [{"mark": "0x850000/0xff0000"}], "target": "RETURN"}, queue],
             "TRM-IN": [*answered, passed, *judge],

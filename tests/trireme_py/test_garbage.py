@@ -164,6 +164,12 @@ def test_garbage_in_the_midst_of_handshakes(family: int) -> None:
         assert pod.verdicts[Verdict.DROP] == pod.drops.total() - pod.drops[DropReason.CUT]
         assert not pod.held
         pod.sweep()
-        for table in (pod.endpoint.clients, pod.endpoint.servers, pod.endpoint.answered, pod.endpoint.live):
+        for table in (
+            pod.endpoint.clients,
+            pod.endpoint.servers,
+            pod.endpoint.answered,
+            pod.endpoint.live,
+            pod.endpoint.live_datagrams,
+        ):
             assert not len(table)
     shop.assert_works(family=family)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -20,13 +21,18 @@ NOW = Instant(SECOND, float(assertions.NOW))
 
 
 class Counting(PskAuthenticator):
-    """The real one, counting how often it is asked to verify."""
+    """The real one, counting how often it comes to cryptography."""
 
     verified = 0
 
-    def verify_untrusted(self, assertion: bytes, wall_s: float) -> VerifiedAssertion:
-        type(self).verified += 1
-        return super().verify_untrusted(assertion, wall_s)
+    def verify_untrusted(
+        self, assertion: bytes, wall_s: float, admit: Callable[[], None] = lambda: None
+    ) -> VerifiedAssertion:
+        def counted() -> None:
+            admit()
+            type(self).verified += 1
+
+        return super().verify_untrusted(assertion, wall_s, counted)
 
 
 @pytest.fixture
@@ -147,3 +153,13 @@ def test_useless_agreement_key_makes_no_pair_key(known: Identities) -> None:
         known.pair_key(client, replace(peer, agreement_key=bytes(32)), local_is_client=True)
     assert refusal.value.reason is DropReason.MALFORMED_ASSERTION
     assert not known._pair_keys
+
+
+def test_what_is_refused_cheaply_takes_no_newcomer_s_turn(known: Identities) -> None:
+    """Anybody can send octets with an id that fits them; only what comes to cryptography counts against the rate."""
+    client, _ = identities()
+    for number in range(10 * UNKNOWN_BURST):
+        junk = number.to_bytes(100, "big")
+        assert refused(known, NOW, identity_id(junk), junk) is DropReason.MALFORMED_ASSERTION
+    assert known.resolve_untrusted(NOW, 0, client.id, client.assertion).identity.namespace == "shop"
+    assert Counting.verified == 1
