@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 from types import TracebackType
 
 from agent.lab import LabNamespace
 
 IP = IPv4Address | IPv6Address
+
+_TCP_TIME_WAIT, _TCP_LISTEN = 6, 10  # include/net/tcp_states.h
 
 PATIENCE_S = 5.0
 """How long a connection that should work may take; one that should not is given REFUSAL_S."""
@@ -41,6 +45,7 @@ class Server:
         self.received: list[bytes] = []
         """What each connection has sent, by the order of acceptance."""
         self.peers: list[tuple[str, int]] = []
+        self._namespace = namespace
         self._talk = talk or self._echo
         self._listeners = [
             namespace.run(lambda family=family: _listen(family, port, prepare))  # type: ignore[misc]
@@ -62,6 +67,17 @@ class Server:
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
 
+    def wait_until_over(self) -> None:
+        """Wait until the kernel, too, is through with every connection.
+
+        The client's last ACK may come after the client has read all. Under a policy that has changed meanwhile it is
+        judged again, and reported.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while self._namespace.run(_open_connections):
+            assert time.monotonic() < deadline, "a connection does not end"
+            time.sleep(0.005)
+
     def _serve(self, listener: socket.socket) -> None:
         while True:
             try:
@@ -82,6 +98,13 @@ class Server:
         while data := connection.recv(65536):
             self.received[index] += data
             connection.sendall(data)
+
+
+def _open_connections() -> int:
+    """Count this thread's namespace's TCP sockets that are neither listening nor in TIME-WAIT."""
+    tables = (Path(f"/proc/thread-self/net/{name}").read_text(encoding="ascii") for name in ("tcp", "tcp6"))
+    states = [int(line.split()[3], 16) for table in tables for line in table.splitlines()[1:]]
+    return sum(state not in (_TCP_LISTEN, _TCP_TIME_WAIT) for state in states)
 
 
 def _listen(family: socket.AddressFamily, port: int, prepare: Callable[[socket.socket], None]) -> socket.socket:

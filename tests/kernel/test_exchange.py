@@ -75,6 +75,7 @@ def test_identity_decides_at_the_server(network: Network, nodes: tuple[Node, Nod
     there.hold(network.server, "server", Rules(ingress=("client",)))
     with Server(network.server, PORT) as server:
         assert ask(network.client, at(network.server, family), PORT) == b"hello"
+        server.wait_until_over()
         there.set_policy("server", Rules(ingress=("somebody else",)))
         assert refused(network.client, at(network.server, family), PORT)
         assert server.received == [b"hello"]
@@ -92,6 +93,7 @@ def test_identity_decides_at_the_client(network: Network, nodes: tuple[Node, Nod
     there.hold(network.server, "server")
     with Server(network.server, PORT) as server:
         assert ask(network.client, at(network.server, family), PORT) == b"hello"
+        server.wait_until_over()
         here.set_policy("client", Rules(egress=("somebody else",)))
         assert refused(network.client, at(network.server, family), PORT)
         assert server.received == [b"hello"]
@@ -136,6 +138,7 @@ def test_a_client_without_an_agent(network: Network, nodes: tuple[Node, Node], f
     there.hold(network.server, "server", Rules(ingress=(at(network.other, family).packed,)))
     with Server(network.server, PORT) as server:
         assert ask(network.other, at(network.server, family), PORT) == b"hello"
+        server.wait_until_over()
         there.set_policy("server", Rules(ingress=("other",)))
         assert refused(network.other, at(network.server, family), PORT)
         assert server.received == [b"hello"]
@@ -147,6 +150,7 @@ def test_a_server_without_an_agent(network: Network, nodes: tuple[Node, Node], f
     here.hold(network.client, "client", Rules(egress=(at(network.other, family).packed,)))
     with Server(network.other, PORT) as server:
         assert ask(network.client, at(network.other, family), PORT) == b"hello"
+        server.wait_until_over()
         here.set_policy("client", Rules(egress=("other",)))
         assert refused(network.client, at(network.other, family), PORT)
         assert server.received == [b"hello"]
