@@ -23,10 +23,6 @@ class FailureCause(Enum):
 
     CRASH = "crash"
     """Judging this very packet raised an exception that nobody expected."""
-    OVERLOAD = "overload"
-    """More packets wait than may wait."""
-    NOT_READY = "not_ready"
-    """The pod's identity or policy is not there yet."""
     SHUTDOWN = "shutdown"
     """The agent is stopping, has stopped or died: nobody listens on the queue."""
     RULE_ERROR = "rule_error"

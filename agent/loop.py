@@ -47,7 +47,7 @@ class Loop:
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="datapath", daemon=True)
+        self._thread = threading.Thread(target=self._run_or_die, name="datapath", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -97,6 +97,15 @@ class Loop:
 
     def _stop(self) -> None:
         self._stopping = True
+
+    def _run_or_die(self) -> None:
+        """A process whose queues nobody reads is worse than none: pods would stay shut, and nobody would start another.
+        Rules and marks outlive it."""
+        try:
+            self._run()
+        except Exception:
+            log.critical("the data path's thread failed; ending", exc_info=True)
+            os._exit(70)  # EX_SOFTWARE, sysexits.h
 
     def _run(self) -> None:
         while not self._stopping:

@@ -7,13 +7,9 @@ from trireme_py.model import Verdict
 
 MATRIX = {
     (FailMode.CLOSED, FailureCause.CRASH): Verdict.DROP,
-    (FailMode.CLOSED, FailureCause.OVERLOAD): Verdict.DROP,
-    (FailMode.CLOSED, FailureCause.NOT_READY): Verdict.DROP,
     (FailMode.CLOSED, FailureCause.SHUTDOWN): Verdict.DROP,
     (FailMode.CLOSED, FailureCause.RULE_ERROR): Verdict.DROP,
     (FailMode.OPEN, FailureCause.CRASH): Verdict.DROP,
-    (FailMode.OPEN, FailureCause.OVERLOAD): Verdict.PASS,
-    (FailMode.OPEN, FailureCause.NOT_READY): Verdict.PASS,
     (FailMode.OPEN, FailureCause.SHUTDOWN): Verdict.PASS,
     (FailMode.OPEN, FailureCause.RULE_ERROR): Verdict.PASS,
 }
