@@ -180,7 +180,7 @@ def test_a_thousand_connections(scene: Scene) -> None:
         with scene.server() as server, scene.client(scene.alice, 1000) as client:
             assert client.ask("connect") == {"connected": 1000}
             connected = [queued(held) for held in pods]
-            # Three packets of the handshake; "!" and its answer may come before the mark. Where this process is starved,
+            # Three packets of the handshake; "!" and its answer may come before the mark. Where we are starved,
             # packets are repeated and the mark is put off: never for longer than PATIENCE.
             each = [(now - then) / 1000 for now, then in zip(connected, start, strict=True)]
             assert all(3 <= packets <= 8 + PATIENCE for packets in each), each
