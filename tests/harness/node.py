@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
+
 from agent.conntrack import NodeConntrack
 from agent.interfaces import addresses_of
 from agent.lab import LabNamespace, LabPod
@@ -124,6 +126,11 @@ def make_identity(
     return LocalIdentity(identity_id(assertion), assertion, key, now + lifetime[1])
 
 
+def _flush_conntrack() -> None:
+    with NFCTSocket() as conntrack:
+        conntrack.flush()
+
+
 @dataclass(slots=True)
 class HeldPod:
     """A pod that a node enforces."""
@@ -206,7 +213,11 @@ class Node:
         labels: dict[str, str] | None = None,
         identity: LocalIdentity | None = None,
     ) -> HeldPod:
-        """Enforce on a pod, which is ``test/<name>`` with the label ``app=<name>`` unless given otherwise."""
+        """Enforce on a pod, which is ``test/<name>`` with the label ``app=<name>`` unless given otherwise.
+
+        Its namespace forgets the connections of earlier nodes, whose marks would mean the same epochs as ours.
+        """
+        pod.run(_flush_conntrack)
         endpoint = len(self.pods) + 1
         identity = identity or make_identity(self.authenticator, name, labels)
         self.loop.call(

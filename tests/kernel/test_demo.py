@@ -20,7 +20,8 @@ pytestmark = pytest.mark.kernel
 
 def start_demo(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "agent.cli", "demo", "--plain", *arguments],
+        # A shell starts what runs in its background with interrupts ignored, and a child inherits that.
+        ["env", "--default-signal=INT", sys.executable, "-m", "agent.cli", "demo", "--plain", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
