@@ -1,1 +1,1 @@
-"""The agent on a Kubernetes node: what the API server wants, and the pods that the kubelet starts (docs/kubernetes.md)."""
+"""The agent on a Kubernetes node: what the API server wants, and the pods that start (docs/kubernetes.md)."""

@@ -47,7 +47,7 @@ class PodStarts(Protocol):
         """Return once the pod is under enforcement: rules laid, identity issued, policy in force.
 
         The policy is that of the Pod object of ``sandbox.uid``; a watch that is behind the kubelet is waited for.
-        Raises TriremeError, with a text fit for an event of the kubelet, if that is not so within ``timeout_s`` seconds.
+        Raises TriremeError, with a text fit for an event of the kubelet, if that is not so in ``timeout_s`` seconds.
         The sandbox is then forgotten, as after :meth:`gone`.
         """
 
