@@ -108,7 +108,7 @@ def wanted(rules: PodRules, family: Family) -> Chains:
         "mangle": {
             "TRM-DONE": (clear_packet,),
             EPOCH_CHAIN: epoch_chain(rules),
-            "TRM-IN": (*answered, passed, *judge),
+            "TRM-IN": (*answered, clear_connection, passed, *judge),
             "TRM-OUT": (*answered, clear_connection, passed, *judge),
         },
     }

@@ -11,6 +11,7 @@ from trireme_py.datagram_flows import DatagramTables
 from trireme_py.errors import BadPacket, InvalidToken
 from trireme_py.flows import BoundedTable, ClientFlow, Held, Live, ServerFlow, Tuple5
 from trireme_py.identities import Identities, LocalIdentity
+from trireme_py.messages import AGAIN
 from trireme_py.model import (
     Address,
     Decision,
@@ -27,6 +28,7 @@ from trireme_py.model import (
 )
 from trireme_py.networks import NetworkSet
 from trireme_py.packet import ACK, SEQUENCE_SPACE, SYN, Packet, reset_for
+from trireme_py.surplus import with_message
 
 _SECOND: Final = 1_000_000_000
 
@@ -303,3 +305,9 @@ def cut(shared: Shared, packet: Packet) -> Result:
     # The reset towards the packet's receiver takes the packet's place in the queue; the other is sent.
     ahead, back = reset_for(packet, towards_sender=False), reset_for(packet, towards_sender=True)
     return Result(Verdict.PASS, packet=ahead, send=(back,))
+
+
+def unmark(shared: Shared, turn: Turn, *, send: tuple[bytes, ...] = ()) -> Result:
+    """Clear the connection's mark by a packet that no socket reads: without data, its UDP checksum wrong."""
+    shared.drops[DropReason.CONSUMED] += 1
+    return Result(Verdict.PASS_CLEAR, packet=with_message(turn.packet, b"", AGAIN, sealed=True), send=send)

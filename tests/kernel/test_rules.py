@@ -283,7 +283,7 @@ def test_an_independent_reader_finds_the_same_rules(namespace: Path, writer: str
             "TRM-RAW-OUT": [clear, untracked],
             "TRM-DONE": [clear],
             "TRM-EPOCH": [{"connmark": [{"mark": "0x850000/0xff0000"}], "target": "RETURN"}, queue],
-            "TRM-IN": [*answered, passed, *judge],
+            "TRM-IN": [*answered, unmark, passed, *judge],
             "TRM-OUT": [*answered, unmark, passed, *judge],
         }
         actual = {chain: rules for table in (raw, mangle) for chain, rules in table.items() if chain.startswith("TRM")}
