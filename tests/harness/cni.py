@@ -101,9 +101,8 @@ def agent(path: Path, *behaviours: Behaviour) -> Iterator[None]:
                 connection, _ = listener.accept()
             except OSError:
                 return
-            with connection:
-                with contextlib.suppress(OSError, ValueError):  # the plugin had enough
-                    left[0](connection)
+            with connection, contextlib.suppress(OSError, ValueError):  # the plugin had enough
+                left[0](connection)
             del left[: len(left) > 1]
 
     thread = threading.Thread(target=serve)
