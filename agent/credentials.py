@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,6 +25,8 @@ from agent.enroll import (
     utc,
 )
 from agent.secretfile import read_secret
+from trireme_py.assertion import Claims, VerifiedAssertion
+from trireme_py.auth import Authenticator, Mode
 from trireme_py.auth_pki import PkiAuthenticator
 from trireme_py.auth_psk import MIN_PSK_SIZE, PskAuthenticator
 from trireme_py.certificate import (
@@ -84,7 +86,16 @@ def load_pki(key: Path, certificate: Path, authority: Path, trust_domain: str, w
     :raises CredentialError: a file cannot be used, or they do not belong together, or the time is not theirs
     """
     node = load_node(key, certificate, authority)
-    again = f"trireme node request {key.parent}"
+    return authenticator_of(node, certificate, trust_domain, wall_s, f"trireme node request {key.parent}")
+
+
+def authenticator_of(
+    node: NodeCredentials, certificate: Path, trust_domain: str, wall_s: float, again: str
+) -> PkiAuthenticator:
+    """Return what signs with a node's credentials. ``certificate``: their file; ``again``: what gets other ones.
+
+    :raises CredentialError: they are for another trust domain, or the time is not theirs
+    """
     if node.certificate.trust_domain != trust_domain:
         raise CredentialError(
             f"{certificate}: is for trust domain {node.certificate.trust_domain}, not {trust_domain}; "
@@ -100,15 +111,17 @@ def load_pki(key: Path, certificate: Path, authority: Path, trust_domain: str, w
     return PkiAuthenticator(node.key, node.compact, node.authorities, trust_domain)
 
 
-def load_node(key: Path, certificate: Path, authority: Path) -> NodeCredentials:
+def load_node(key: Path, certificate: Path, authority: Path, again: str = "") -> NodeCredentials:
     """Load the files of a node and hold them against one another; neither time nor trust domain is judged.
+
+    ``again``: the command that gets another certificate, if it is not ``trireme node request``.
 
     :raises CredentialError: a file cannot be used, or they do not belong together
     """
-    again = f"trireme node request {key.parent}"
+    again = again or f"trireme node request {key.parent}"
     private = load_private_key(key, again)
     leaf = _leaf(certificate, load_certificates(certificate, f"{again}, have it signed, and put the certificate there"))
-    authorities = _authorities(authority)
+    authorities = load_authorities(authority)
     try:
         message, claims = read_certificate_untrusted(
             loads_untrusted(compact_certificate_of(certificate, leaf), MAX_CERTIFICATE)
@@ -132,8 +145,11 @@ def _leaf(path: Path, certificates: Sequence[x509.Certificate]) -> x509.Certific
     raise CredentialError(f"{path}: holds no node's certificate; run where the authority is: trireme ca sign REQUEST")
 
 
-def _authorities(path: Path) -> tuple[ec.EllipticCurvePublicKey, ...]:
-    """Load the authorities of a file; a node's certificate in front of them is passed over."""
+def load_authorities(path: Path) -> tuple[ec.EllipticCurvePublicKey, ...]:
+    """Load the authorities of a file; a node's certificate in front of them is passed over.
+
+    :raises CredentialError: there is none, or they are of several trust domains
+    """
     advice = "trireme ca sign REQUEST --out node.crt, and name node.crt here: it holds the authority's certificate, too"
     found = [certificate for certificate in load_certificates(path, advice) if is_authority(certificate)]
     if not found:
@@ -142,3 +158,47 @@ def _authorities(path: Path) -> tuple[ec.EllipticCurvePublicKey, ...]:
     if len(domains) > 1:
         raise CredentialError(f"{path}: holds authorities of several trust domains: {', '.join(sorted(domains))}")
     return tuple(authority_key(path, certificate) for certificate in found)
+
+
+# -- Keys that change while the agent runs ----------------------------------------------------------------------------
+
+
+class Replaceable:
+    """An authenticator whose keys are replaced while it is in use; see :class:`trireme_py.auth.Authenticator`.
+
+    What was issued before stays as good as the peers find it: they ask who signed it, not whose turn it is.
+    """
+
+    __slots__ = ("_current",)
+
+    def __init__(self, current: Authenticator) -> None:
+        self._current = current
+
+    def replace(self, current: Authenticator) -> None:
+        """Use ``current`` from now on, on every thread. Raises CredentialError if it is for another trust domain."""
+        if current.trust_domain != self._current.trust_domain:
+            raise CredentialError(
+                f"the new key is for trust domain {current.trust_domain}, not {self._current.trust_domain}; "
+                "restart the agent with: kubectl rollout restart"
+            )
+        self._current = current  # one assignment: whoever has begun with the old one ends with it
+
+    @property
+    def trust_domain(self) -> str:
+        return self._current.trust_domain
+
+    @property
+    def mode(self) -> Mode:
+        return self._current.mode
+
+    @property
+    def pair_salt(self) -> bytes:
+        return self._current.pair_salt
+
+    def issue(self, claims: Claims, salt: bytes) -> bytes:
+        return self._current.issue(claims, salt)
+
+    def verify_untrusted(
+        self, assertion: bytes, wall_s: float, admit: Callable[[], None] = lambda: None
+    ) -> VerifiedAssertion:
+        return self._current.verify_untrusted(assertion, wall_s, admit)
