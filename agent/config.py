@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin
 import msgspec
 
 from agent.failmode import FailMode
+from agent.kubernetes.config import KubernetesConfig, KubernetesDocument, from_document
 from agent.marks import DEFAULT_MASK, Marks
 from agent.ruleset import DEFAULT_QUEUE
 from policy.files import Document, Problem, join, load_folder
@@ -80,6 +81,8 @@ class AgentConfig:
     assertion_lifetime_s: int
     audit: bool
     """Judge and report everything, enforce nothing."""
+    kubernetes: KubernetesConfig | None
+    """Where pods and policies come from the API server; None: standalone, they are in the folder."""
 
 
 class _CredentialsDocument(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
@@ -107,6 +110,7 @@ class _SpecDocument(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     runtime_directory: str = DEFAULT_RUNTIME_DIRECTORY
     assertion_lifetime: str = "1h"
     audit: bool = False
+    kubernetes: KubernetesDocument | None = None
 
 
 _REQUIRED_CREDENTIALS: Final[dict[str, tuple[str, ...]]] = {
@@ -229,8 +233,9 @@ def _decode(kind: type[Any], data: object, path: str, report: _Report) -> dict[s
             report.add(join(path, key), f"unknown field; did you mean {near[0]}?" if near else "unknown field")
             continue
         wanted = known[key].type
-        if isinstance(wanted, type) and issubclass(wanted, msgspec.Struct):
-            values[known[key].name] = wanted(**_decode(wanted, value, join(path, key), report))
+        part = next((one for one in (wanted, *get_args(wanted)) if _is_struct(one)), None)
+        if part is not None:
+            values[known[key].name] = part(**_decode(part, value, join(path, key), report))
             continue
         try:
             values[known[key].name] = msgspec.convert(value, wanted, strict=True)
@@ -243,6 +248,10 @@ def _decode(kind: type[Any], data: object, path: str, report: _Report) -> dict[s
         if field.required and key not in data:
             report.add(join(path, key), f"missing; write {key}: {_FIRST_VALUES[key]}")
     return values
+
+
+def _is_struct(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
 def _in_words(text: str) -> str:
@@ -276,6 +285,15 @@ def _semantics(spec: _SpecDocument, report: _Report) -> AgentConfig:
         runtime_directory=_runtime_directory(spec.runtime_directory, report),
         assertion_lifetime_s=_lifetime(spec.assertion_lifetime, report),
         audit=spec.audit,
+        kubernetes=_kubernetes(spec, report),
+    )
+
+
+def _kubernetes(spec: _SpecDocument, report: _Report) -> KubernetesConfig | None:
+    if spec.kubernetes is None:
+        return None
+    return from_document(
+        spec.kubernetes, report.folder, lambda field, text: report.add(join("spec.kubernetes", field), text)
     )
 
 

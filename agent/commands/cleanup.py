@@ -9,8 +9,8 @@ import click
 from agent import config, netns
 from agent.config import DEFAULT_RUNTIME_DIRECTORY
 from agent.runtime import RuntimeDirectory
-from agent.standalone import NETWORK_NAMESPACE_ANNOTATION
 from policy.files import load_folder
+from policy.objects import NETWORK_NAMESPACE_ANNOTATION
 from trireme_py.errors import ConfigError, TriremeError
 
 

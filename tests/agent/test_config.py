@@ -10,6 +10,7 @@ import yaml
 
 from agent.config import _SpecDocument, cautions, load
 from agent.failmode import FailMode
+from agent.kubernetes.config import KubernetesConfig
 from trireme_py.errors import ConfigError
 
 HEAD = "apiVersion: trireme.io/v1alpha1\nkind: AgentConfig\nspec:\n"
@@ -94,10 +95,24 @@ def test_every_field_is_documented_with_its_default() -> None:
         for field in msgspec.structs.fields(_SpecDocument)
     }
     assert documented.keys() == defaults.keys()
-    in_words = {"podRanges", "identityScope", "nodeNetworkNamespace", "flowLog"}
+    in_words = {"podRanges", "identityScope", "nodeNetworkNamespace", "flowLog", "kubernetes"}
     for name in defaults.keys() - in_words:
         shown = yaml.safe_load(documented[name])
         assert shown == defaults[name], name
+
+
+def test_in_a_cluster_the_node_s_name_comes_from_the_field_or_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NODE_NAME", "node-1")
+    (tmp_path / "agent.yaml").write_text(GOOD + "  kubernetes: {}\n")
+    assert load(tmp_path).kubernetes == KubernetesConfig("node-1", None)
+    (tmp_path / "agent.yaml").write_text(GOOD + "  kubernetes: {node: node-2, kubeconfig: kube.yaml}\n")
+    assert load(tmp_path).kubernetes == KubernetesConfig("node-2", tmp_path / "kube.yaml")
+    assert refused(tmp_path, GOOD + "  kubernetes: {nod: x, node: Node_3}\n") == [
+        "DIR/agent.yaml:7: spec.kubernetes.nod: unknown field; did you mean node?",
+        "DIR/agent.yaml:7: spec.kubernetes.node: 'Node_3' is not the name of a Node object; see: kubectl get nodes",
+    ]
 
 
 def test_everything_wrong_is_said_at_once_with_file_line_and_field(tmp_path: Path) -> None:
