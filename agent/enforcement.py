@@ -59,7 +59,7 @@ class DatapathReading:
 
 
 class PodEnforcement:
-    """Implements :class:`agent.standalone.Enforcement`. Use it from one thread, which is not the data path's."""
+    """Implements :class:`agent.enforcing.Enforcement`. Use it from one thread, which is not the data path's."""
 
     def __init__(
         self,
