@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.kubernetes.cni import ANSWER, MAGIC, Request, receive
+from agent.kubernetes.starts import Sandbox
 
 SOURCE = Path(__file__).parent.parent.parent / "agent" / "cni"
 RESULT: dict[str, Any] = {
@@ -114,3 +115,21 @@ def agent(path: Path, *behaviours: Behaviour) -> Iterator[None]:
         thread.join()
         listener.close()
         path.unlink()
+
+
+class Recorder:
+    """A PodStarts that writes down what it is asked, and does what the test says."""
+
+    def __init__(self, hold: Callable[[Sandbox], None] = lambda _: None) -> None:
+        self.asked: list[Sandbox] = []
+        self.patience_s: list[float] = []
+        self.let_go: list[str] = []
+        self._hold = hold
+
+    def hold(self, sandbox: Sandbox, timeout_s: float) -> None:
+        self.asked.append(sandbox)
+        self.patience_s.append(timeout_s)
+        self._hold(sandbox)
+
+    def gone(self, container: str) -> None:
+        self.let_go.append(container)
