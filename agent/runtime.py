@@ -2,10 +2,12 @@
 
 ::
 
-    agent.lock      locked by the agent that runs (flock); holds its process id
-    state.json      the namespaces with rules of ours, each with its epoch and the fingerprint of its policy
-    last-good/      the last good text of each file of the configuration folder
-    observe.sock    the observe socket
+    agent.lock          locked by the agent that runs (flock); holds its process id
+    state.json          the namespaces with rules of ours, each with its epoch and the fingerprint of its policy
+    last-good/          the last good text of each file of the configuration folder
+    observe.sock        the observe socket
+    cluster-node.pem    in a cluster: this node's key and certificate
+    installation        in a cluster: whether agents are still being installed
 
 Everything is for root alone: the directory is made with mode 0700, and one that others may write is refused.
 """
@@ -26,6 +28,8 @@ from trireme_py.errors import ConfigError, KernelError
 
 STATE_VERSION: Final = 1
 LOCK: Final = "agent.lock"
+NODE_KEYS: Final = "cluster-node.pem"
+INSTALLATION: Final = "installation"
 _FORGET: Final = "remove it, then run: trireme cleanup --config DIR"
 """Without the record, the folder is what says where rules of ours may be."""
 
@@ -130,7 +134,9 @@ class RuntimeDirectory:
         The caller holds the lock. What is not ours stays: the path may be a mistake, of the folder with the keys, say.
         """
         shutil.rmtree(self.last_good, ignore_errors=True)
-        for path in (self._state.with_suffix(".new"), self._state, self.observe_socket, self.path / LOCK):
+        replaced = (self._state, self.path / NODE_KEYS, self.path / INSTALLATION)
+        fresh = (path.with_suffix(".new") for path in replaced)
+        for path in (*fresh, *replaced, self.observe_socket, self.path / LOCK):
             path.unlink(missing_ok=True)
         try:
             self.path.rmdir()

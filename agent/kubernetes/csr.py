@@ -23,6 +23,7 @@ from agent.credentials import NodeCredentials, Replaceable, authenticator_of, lo
 from agent.enroll import fingerprint, generate_key, private_pem, request_pem, utc
 from agent.kubernetes.calls import NOT_FOUND, Api, ApiRefused, Backoff, call, shortened
 from agent.logs import fields
+from agent.runtime import NODE_KEYS
 from agent.secretfile import read_public
 from trireme_py.errors import CredentialError, TriremeError
 
@@ -44,7 +45,6 @@ ANSWER_S: Final = (1.0, 15.0)
 """First and longest wait for the signer's answer."""
 AGAIN_S: Final = (15.0, 900.0)
 """First and longest wait after a request that came to nothing."""
-KEYS: Final = "node.pem"
 _NAMES: Final = 56
 """Characters of a compact certificate for node and trust domain together (docs/identity.md)."""
 _SHORTEST: Final = 24
@@ -120,7 +120,7 @@ class NodeKeys:
         self._name = certified_name(node, trust_domain)
         self._trust_domain = trust_domain
         self._authority = authority
-        self._path = directory / KEYS
+        self._path = directory / NODE_KEYS
         self._clock = clock
         self._draw = draw
         self._answer = Backoff(*ANSWER_S, draw)

@@ -17,6 +17,7 @@ from agent.enroll import create_authority
 from agent.issuing import Issuer
 from agent.kubernetes.csr import LIFETIME_S, REQUESTS, NodeKeys
 from agent.kubernetes.signer import NODE_NAME, POD_NAME, POD_UID, Signer
+from agent.runtime import NODE_KEYS, RuntimeDirectory
 from policy.objects import Pod
 from tests.harness.api_objects import Objects
 from trireme_py.assertion import CLOCK_SKEW_S
@@ -99,7 +100,7 @@ def cluster(tmp_path: Path) -> Cluster:
 
 
 def kept(cluster: Cluster, node: str = "worker-1") -> Path:
-    return cluster.folder / node / "node.pem"
+    return cluster.folder / node / NODE_KEYS
 
 
 def some_key(keys: NodeKeys) -> Any:
@@ -126,7 +127,7 @@ def test_a_node_asks_waits_and_vouches_for_its_pods(cluster: Cluster) -> None:
 def test_the_key_is_in_one_private_file_and_in_no_request(cluster: Cluster) -> None:
     cluster.enrol(cluster.keys())
     assert kept(cluster).stat().st_mode & 0o7777 == 0o600
-    assert [path.name for path in kept(cluster).parent.iterdir()] == ["node.pem"]
+    assert [path.name for path in kept(cluster).parent.iterdir()] == [NODE_KEYS]
     assert b"PRIVATE KEY" in kept(cluster).read_bytes()
     assert "PRIVATE KEY" not in repr(cluster.api.objects)
 
@@ -236,6 +237,12 @@ def test_a_kept_key_that_others_can_read_is_not_used(cluster: Cluster) -> None:
     cluster.step(again)
     assert not again.not_after
     assert len(cluster.requests) == 2
+
+
+def test_cleaning_up_leaves_no_key_behind(cluster: Cluster) -> None:
+    cluster.enrol(cluster.keys())
+    assert RuntimeDirectory(kept(cluster).parent).remove()
+    assert not kept(cluster).parent.exists()
 
 
 # -- Renewal ----------------------------------------------------------------------------------------------------------
