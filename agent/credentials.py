@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from agent.enroll import (
     trust_domain_of,
     utc,
 )
+from agent.logs import fields
 from agent.secretfile import read_secret
 from trireme_py.assertion import Claims, VerifiedAssertion
 from trireme_py.auth import Authenticator, Mode
@@ -38,7 +40,14 @@ from trireme_py.certificate import (
 from trireme_py.cose import loads_untrusted
 from trireme_py.errors import CredentialError, InvalidToken
 
+log = logging.getLogger(__name__)
+
+LOOK_S: Final = 10.0
+"""How often a key's file is looked at: the kubelet swaps a Secret's within a minute or two of the change."""
 _HEX: Final = re.compile(rb"(?:[0-9A-Fa-f]{2})+")
+_EMPTY_LINE: Final = re.compile(rb"\n[ \t\r]*\n\s*")
+MAX_PSKS: Final = 2
+"""One that comes and one that goes."""
 _MIN_DISTINCT: Final = 8
 """32 random bytes have 30 different values on average; fewer than 8 are a key somebody typed."""
 
@@ -49,11 +58,23 @@ _MIN_DISTINCT: Final = 8
 def load_psk(path: Path, trust_domain: str) -> PskAuthenticator:
     """Load a pre-shared key: 32 bytes or more as base64 or hexadecimal, as ``trireme key new`` writes it.
 
-    :raises CredentialError: it is missing, open to others, short, or not random
+    While the key is changed there are two, with an empty line between them: the first signs, both are believed.
+
+    :raises CredentialError: it is missing, open to others, short, or not random, or there are more than two
     """
-    advice = f"trireme key new {path}"
-    replace = f"move it away and run: {advice}"
-    text = b"".join(read_secret(path, advice).split())
+    texts = _EMPTY_LINE.split(read_secret(path, f"trireme key new {path}").strip())
+    if len(texts) > MAX_PSKS:
+        raise CredentialError(
+            f"{path}: holds {len(texts)} keys, and {MAX_PSKS} are in use at most; to see what is an empty line, "
+            f"run: grep -c '^$' {path}"
+        )
+    keys = [_psk(path, text) for text in texts]
+    return PskAuthenticator(keys[0], trust_domain, *keys[1:])
+
+
+def _psk(path: Path, text: bytes) -> bytes:
+    replace = f"move it away and run: trireme key new {path}"
+    text = b"".join(text.split())
     try:
         psk = binascii.unhexlify(text) if _HEX.fullmatch(text) else base64.b64decode(text, validate=True)
     except binascii.Error:
@@ -62,7 +83,7 @@ def load_psk(path: Path, trust_domain: str) -> PskAuthenticator:
         raise CredentialError(f"{path}: has {len(psk)} bytes where {MIN_PSK_SIZE} are needed; {replace}")
     if len(set(psk)) < _MIN_DISTINCT:
         raise CredentialError(f"{path}: is not random; {replace}")
-    return PskAuthenticator(psk, trust_domain)
+    return psk
 
 
 # -- Node key and certificate -----------------------------------------------------------------------------------------
@@ -191,9 +212,8 @@ class Replaceable:
     def mode(self) -> Mode:
         return self._current.mode
 
-    @property
-    def pair_salt(self) -> bytes:
-        return self._current.pair_salt
+    def pair_salt(self, client_assertion: bytes) -> bytes:
+        return self._current.pair_salt(client_assertion)
 
     def issue(self, claims: Claims, salt: bytes) -> bytes:
         return self._current.issue(claims, salt)
@@ -202,3 +222,39 @@ class Replaceable:
         self, assertion: bytes, wall_s: float, admit: Callable[[], None] = lambda: None
     ) -> VerifiedAssertion:
         return self._current.verify_untrusted(assertion, wall_s, admit)
+
+
+class PresharedKey:
+    """The pre-shared key in a file, loaded again when the file changes; see :class:`agent.kubernetes.chores.Chore`."""
+
+    def __init__(self, path: Path, trust_domain: str) -> None:
+        """Load it. Raises CredentialError."""
+        self._path = path
+        self._seen = _version(path)
+        self.authenticator: Final = Replaceable(load_psk(path, trust_domain))
+        self.on_replaced: Callable[[], None] = lambda: None
+        """Called, on the thread of ``step``, when other keys are in use."""
+
+    def step(self) -> float:
+        """Look at the file; return the seconds until the next time. One that cannot be used changes nothing."""
+        version = _version(self._path)
+        if version == self._seen:
+            return LOOK_S
+        self._seen = version
+        try:
+            self.authenticator.replace(load_psk(self._path, self.authenticator.trust_domain))
+        except CredentialError as error:
+            log.error("the pre-shared key was changed and cannot be used; the one before is", extra=fields(error=error))
+        else:
+            log.info("the pre-shared key was changed", extra=fields(file=self._path))
+            self.on_replaced()
+        return LOOK_S
+
+
+def _version(path: Path) -> tuple[int, int, int] | None:
+    """Return what differs when a file was written or swapped; None if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
