@@ -7,7 +7,6 @@ or in user space, never passes them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -44,14 +43,14 @@ class _Pod(msgspec.Struct):
     spec: _Spec = msgspec.field(default_factory=_Spec)
 
 
-def unholdable(pod: Mapping[str, object]) -> str | None:
-    """Return why rules cannot hold ``pod``, a Pod object as the API has it; None if they can.
+def unholdable(pod: bytes | msgspec.Raw) -> str | None:
+    """Return why rules cannot hold ``pod``, a Pod object in JSON as the API has it; None if they can.
 
     A pod of the host's network is none of those: it is the node, and not enforced as a pod at all.
     """
     try:
-        spec = msgspec.convert(pod, _Pod).spec
-    except msgspec.ValidationError as error:
+        spec = msgspec.json.decode(pod, type=_Pod).spec
+    except msgspec.MsgspecError as error:
         return f"its containers cannot be read: {error}"
     if spec.host_network:
         return None

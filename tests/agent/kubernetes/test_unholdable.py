@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -7,10 +8,10 @@ import pytest
 from agent.kubernetes.unholdable import unholdable
 
 
-def pod(security: object = None, *, where: str = "containers", **spec: Any) -> dict[str, object]:
+def pod(security: object = None, *, where: str = "containers", **spec: Any) -> bytes:
     plain = {"name": "app", "image": "x", "ports": [{"containerPort": 80}]}
     both = {"containers": [plain], where: [plain, {"name": "odd", "securityContext": security}]}
-    return {"metadata": {"name": "web"}, "spec": {**both, **spec}}
+    return json.dumps({"metadata": {"name": "web"}, "spec": {**both, **spec}}).encode()
 
 
 @pytest.mark.parametrize("where", ["containers", "initContainers", "ephemeralContainers"])
@@ -59,4 +60,4 @@ def test_a_pod_of_the_host_s_network_is_the_node() -> None:
 
 
 def test_a_pod_that_cannot_be_read_is_not_taken_for_one_that_can_be_held() -> None:
-    assert unholdable({"spec": {"containers": 1}}) is not None
+    assert unholdable(b'{"spec": {"containers": 1}}') is not None
