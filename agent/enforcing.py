@@ -43,6 +43,9 @@ class Enforcement(Protocol):
     def set_policy(self, endpoint: int, policy: PolicyView, epoch: int) -> None:
         """Judge by ``policy`` from now on, and every live connection anew under ``epoch``."""
 
+    def follow_node(self) -> None:
+        """Notice that the node's own addresses have changed."""
+
     def verify(self) -> None:
         """Lay rules again that somebody else changed."""
 

@@ -24,7 +24,6 @@ from agent.credentials import load_pki, load_psk
 from agent.enforcement import PodEnforcement
 from agent.failmode import FailureCause, verdict_for_failure
 from agent.folder import FolderReader
-from agent.interfaces import addresses_of
 from agent.issuing import Issuer
 from agent.logs import fields
 from agent.loop import Loop
@@ -32,6 +31,7 @@ from agent.marks import Marks
 from agent.metrics import BuildInfo, MetricsServer, Reading, make_registry
 from agent.netns import namespace_path
 from agent.nfqueue import CrashGuard
+from agent.noderules import NodeRules
 from agent.notify import notify
 from agent.outputs import Outputs
 from agent.reconciler import OWN_NAMESPACE, Reconciler
@@ -71,6 +71,7 @@ def run(folder: Path) -> None:
 
         backend = make_backend(config.rules)
         outputs = Outputs(config, runtime, closing)
+        runtime.write_node(_node_namespace(config))
         enforcement = start_enforcement(config, authenticator, backend, outputs, closing)
         reconciler = Reconciler(
             FolderSource(FolderReader(folder, runtime.last_good)),
@@ -99,14 +100,16 @@ def start_enforcement(
     config: AgentConfig, authenticator: Authenticator, backend: RuleBackend, outputs: Outputs, closing: ExitStack
 ) -> PodEnforcement:
     """Start the data path's thread, without pods. Raises KernelError, or ConfigError for a namespace that was named."""
-    node_namespace = namespace_path(config.node_network_namespace or OWN_NAMESPACE)
-    node = node_conntrack(config, node_namespace)
+    node_namespace = _node_namespace(config)
+    conntrack = node_conntrack(config, node_namespace)
+    closing.callback(conntrack.close)
+    node = NodeRules(node_namespace, config.pod_ranges or config.identity_scope, backend)
     closing.callback(node.close)
 
     def translate(
         _endpoint: int, protocol: int, source: Address, sport: int, destination: Address, dport: int
     ) -> tuple[Address, int] | None:
-        return node.translate(protocol, source, sport, destination, dport)
+        return conntrack.translate(protocol, source, sport, destination, dport)
 
     def on_failure(error: Exception) -> Verdict:
         guard.crashes += 1
@@ -119,7 +122,7 @@ def start_enforcement(
         DatapathSettings(
             identity_scope=NetworkSet(map(str, config.identity_scope)),
             pod_ranges=NetworkSet(map(str, config.pod_ranges)),
-            node_addresses=addresses_of(node_namespace),
+            node_addresses=frozenset(node.own.addresses),
             require_translation_evidence=config.require_translation_evidence,
         ),
         entropy=os.urandom,
@@ -137,6 +140,7 @@ def start_enforcement(
         marks=Marks(config.mark_mask),
         queue=config.queue,
         fail_mode=config.fail_mode,
+        node=node,
     )
 
 
@@ -171,6 +175,10 @@ def load_configuration(folder: Path) -> AgentConfig:
     for field, text in configuration.cautions(config):
         log.warning("caution", extra=fields(field=field, meaning=text))
     return config
+
+
+def _node_namespace(config: AgentConfig) -> Path:
+    return namespace_path(config.node_network_namespace or OWN_NAMESPACE)
 
 
 def node_conntrack(config: AgentConfig, namespace: Path) -> NodeConntrack:

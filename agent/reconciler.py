@@ -145,12 +145,13 @@ class Reconciler:
             self._bring(everything=True)
         else:
             self._reconcile()
-        if self._ticks % VERIFY_TICKS == 0:
-            try:
+        try:
+            self._enforcement.follow_node()
+            if self._ticks % VERIFY_TICKS == 0:
                 self._enforcement.verify()
-            except KernelError as error:
-                self.rule_errors += 1
-                log.error("rules could not be verified", extra=fields(error=error))
+        except KernelError as error:
+            self.rule_errors += 1
+            log.error("rules could not be verified", extra=fields(error=error))
 
     def stop(self) -> None:
         """Let every pod go, with its rules in place."""

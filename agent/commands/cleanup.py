@@ -39,6 +39,8 @@ def command(ctx: click.Context, folder: Path | None, runtime_directory: Path | N
         runtime = RuntimeDirectory(path)
         runtime.lock()
         namespaces = {recorded.network_namespace for recorded in runtime.read()}
+        if (node := runtime.read_node()) is not None:
+            namespaces.add(str(node))
         if folder is not None:
             namespaces |= _annotated(folder)
         failed = [error for namespace in sorted(namespaces) if (error := _clean(Path(namespace)))]

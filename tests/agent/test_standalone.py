@@ -92,6 +92,9 @@ class Recorder:
         self._step("policy", endpoint, epoch)
         self.policies[endpoint] = policy
 
+    def follow_node(self) -> None:
+        pass
+
     def verify(self) -> None:
         self._step("verify")
 
