@@ -1,5 +1,5 @@
 # `make demo` and `make test` are all a newcomer needs; both set up what is missing first.
-.PHONY: help demo test setup lint bench cluster cluster-down clean
+.PHONY: help demo test setup lint bench cluster cluster-down image clean
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
@@ -12,6 +12,7 @@ help:
 	@echo "make bench   the numbers behind every speed claim"
 	@echo "make cluster       a Kubernetes of two nodes on this machine (docs/cluster.md; as root)"
 	@echo "make cluster-down  its end"
+	@echo "make image   the container image, as an archive (manifests/README.md; as root)"
 	@echo "make clean   remove .venv and every cache"
 
 setup:
@@ -42,6 +43,9 @@ cluster: setup
 
 cluster-down: setup
 	@$(PYTHON) -m tests.cluster.down
+
+image:
+	@scripts/image
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
