@@ -1,5 +1,5 @@
 # `make demo` and `make test` are all a newcomer needs; both set up what is missing first.
-.PHONY: help demo test setup lint bench clean
+.PHONY: help demo test setup lint bench cluster cluster-down image clean
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
@@ -10,6 +10,9 @@ help:
 	@echo "make setup   only the set-up: Debian packages, .venv, a look at the kernel"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   the numbers behind every speed claim"
+	@echo "make cluster       a Kubernetes of two nodes on this machine (docs/cluster.md; as root)"
+	@echo "make cluster-down  its end"
+	@echo "make image   the container image, as an archive (manifests/README.md; as root)"
 	@echo "make clean   remove .venv and every cache"
 
 setup:
@@ -34,6 +37,15 @@ bench: setup
 	@set -e; for file in bench/bench_*.py; do \
 		if [ -f "$$file" ]; then echo "== $$file"; $(PYTHON) "$$file"; fi; \
 	done
+
+cluster: setup
+	@$(PYTHON) -m tests.cluster.up
+
+cluster-down: setup
+	@$(PYTHON) -m tests.cluster.down
+
+image:
+	@scripts/image
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

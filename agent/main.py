@@ -12,7 +12,6 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -24,20 +23,21 @@ from agent.conntrack import NodeConntrack
 from agent.credentials import load_pki, load_psk
 from agent.enforcement import PodEnforcement
 from agent.failmode import FailureCause, verdict_for_failure
-from agent.flowlog import FlowLog
 from agent.folder import FolderReader
-from agent.interfaces import addresses_of
 from agent.issuing import Issuer
 from agent.logs import fields
 from agent.loop import Loop
 from agent.marks import Marks
-from agent.metrics import BuildInfo, FlowCounts, MetricsServer, Reading, make_registry
+from agent.metrics import BuildInfo, MetricsServer, Reading, make_registry
 from agent.netns import namespace_path
 from agent.nfqueue import CrashGuard
+from agent.noderules import NodeRules
 from agent.notify import notify
-from agent.observe import ObserveServer
+from agent.outputs import Outputs
+from agent.reconciler import OWN_NAMESPACE, Reconciler
+from agent.rules import RuleBackend
 from agent.runtime import RuntimeDirectory
-from agent.standalone import OWN_NAMESPACE, Standalone
+from agent.standalone import FolderSource
 from agent.watching import follow
 from policy.addresses import parse_network
 from policy.engine import PolicyEngine
@@ -47,7 +47,7 @@ from trireme_py.datapath import Datapath
 from trireme_py.endpoint import DatapathSettings
 from trireme_py.errors import ConfigError, KernelError
 from trireme_py.identities import Identities
-from trireme_py.model import Address, FlowEvent, Verdict
+from trireme_py.model import Address, Verdict
 from trireme_py.networks import NetworkSet
 
 log = logging.getLogger(__name__)
@@ -70,98 +70,103 @@ def run(folder: Path) -> None:
         closing.callback(runtime.release)
 
         backend = make_backend(config.rules)
-        marks = Marks(config.mark_mask)
-
-        counts = FlowCounts()
-        observe = ObserveServer(runtime.observe_socket)
-        closing.callback(observe.close)
-        flow_log = FlowLog(config.flow_log) if config.flow_log else None
-        if flow_log:
-            closing.callback(flow_log.close)
-
-        def publish(events: Sequence[FlowEvent]) -> None:
-            counts.publish(events)
-            observe.publish(events)
-            if flow_log:
-                flow_log.publish(events)
-
-        node_namespace = namespace_path(config.node_network_namespace or OWN_NAMESPACE)
-        node = node_conntrack(config, node_namespace)
-        closing.callback(node.close)
-
-        def translate(
-            _endpoint: int, protocol: int, source: Address, sport: int, destination: Address, dport: int
-        ) -> tuple[Address, int] | None:
-            return node.translate(protocol, source, sport, destination, dport)
-
-        def on_failure(error: Exception) -> Verdict:
-            guard.crashes += 1
-            log.warning("a packet made the data path fail", exc_info=error)
-            return verdict_for_failure(config.fail_mode, FailureCause.CRASH)
-
-        guard = CrashGuard()
-        datapath = Datapath(
-            Identities(authenticator),
-            DatapathSettings(
-                identity_scope=NetworkSet(map(str, config.identity_scope)),
-                pod_ranges=NetworkSet(map(str, config.pod_ranges)),
-                node_addresses=addresses_of(node_namespace),
-                require_translation_evidence=config.require_translation_evidence,
-            ),
-            entropy=os.urandom,
-            translate=translate,
-            on_failure=on_failure,
-        )
-        loop = Loop(datapath, guard, publish)
-        loop.start()
-        closing.callback(loop.stop)
-
-        enforcement = PodEnforcement(
-            datapath, loop, guard, backend, marks=marks, queue=config.queue, fail_mode=config.fail_mode
-        )
-        standalone = Standalone(
-            FolderReader(folder, runtime.last_good),
+        outputs = Outputs(config, runtime, closing)
+        runtime.write_node(_node_namespace(config))
+        enforcement = start_enforcement(config, authenticator, backend, outputs, closing)
+        reconciler = Reconciler(
+            FolderSource(FolderReader(folder, runtime.last_good)),
             PolicyEngine(Settings((*PRIVATE_NETWORKS, *map(parse_network, map(str, config.pod_ranges))), config.audit)),
             Issuer(authenticator, config.assertion_lifetime_s, os.urandom, time.time),
             enforcement,
             runtime,
         )
-
-        def read() -> Reading:
-            now = enforcement.read()
-            return Reading(
-                flows=counts.read(),
-                drops=now.drops,
-                queues=now.queues,
-                crashes=now.crashes,
-                unproven_translations=now.unproven_translations,
-                identities_cached=now.gauges.identities,
-                half_open=now.gauges.opening + now.gauges.half_open,
-                established=now.gauges.live,
-                endpoints=len(standalone.bound),
-                policies=standalone.policies,
-                policy_revision=standalone.revision,
-                config_problems=len(standalone.problems),
-                rule_errors=standalone.rule_errors,
-                assertion_not_after=standalone.assertion_not_after,
-                flow_log_dropped=flow_log.dropped if flow_log else 0,
-                observe_dropped=observe.dropped,
-                observe_slow=observe.slow_subscribers,
-            )
-
-        standalone.start()
-        closing.callback(standalone.stop)
+        reconciler.start()
+        closing.callback(reconciler.stop)
         if config.metrics:
             info = BuildInfo(version("trireme-py"), backend.name, "python", config.mode)
-            metrics = MetricsServer(*config.metrics, make_registry(info, read))
+            registry = make_registry(info, lambda: read(outputs, enforcement, reconciler))
+            metrics = MetricsServer(*config.metrics, registry)
             closing.callback(metrics.close)
-        observe.start()
+        outputs.observe.start()
 
         notify("READY=1")
-        log.info("ready", extra=fields(**standalone.summary(), rules=backend.name, observe=observe.path))
-        follow(folder, standalone, stop)
+        log.info("ready", extra=fields(**reconciler.summary(), rules=backend.name, observe=outputs.observe.path))
+        follow(folder, reconciler, stop)
         notify("STOPPING=1")
         log.info("stopping; rules stay in place", extra=fields(remove_them_with=f"trireme cleanup --config {folder}"))
+
+
+def start_enforcement(
+    config: AgentConfig, authenticator: Authenticator, backend: RuleBackend, outputs: Outputs, closing: ExitStack
+) -> PodEnforcement:
+    """Start the data path's thread, without pods. Raises KernelError, or ConfigError for a namespace that was named."""
+    node_namespace = _node_namespace(config)
+    conntrack = node_conntrack(config, node_namespace)
+    closing.callback(conntrack.close)
+    node = NodeRules(node_namespace, config.pod_ranges or config.identity_scope, backend)
+    closing.callback(node.close)
+
+    def translate(
+        _endpoint: int, protocol: int, source: Address, sport: int, destination: Address, dport: int
+    ) -> tuple[Address, int] | None:
+        return conntrack.translate(protocol, source, sport, destination, dport)
+
+    def on_failure(error: Exception) -> Verdict:
+        guard.crashes += 1
+        log.warning("a packet made the data path fail", exc_info=error)
+        return verdict_for_failure(config.fail_mode, FailureCause.CRASH)
+
+    guard = CrashGuard()
+    datapath = Datapath(
+        Identities(authenticator),
+        DatapathSettings(
+            identity_scope=NetworkSet(map(str, config.identity_scope)),
+            pod_ranges=NetworkSet(map(str, config.pod_ranges)),
+            node_addresses=frozenset(node.own.addresses),
+            require_translation_evidence=config.require_translation_evidence,
+        ),
+        entropy=os.urandom,
+        translate=translate,
+        on_failure=on_failure,
+    )
+    loop = Loop(datapath, guard, outputs.publish)
+    loop.start()
+    closing.callback(loop.stop)
+    return PodEnforcement(
+        datapath,
+        loop,
+        guard,
+        backend,
+        marks=Marks(config.mark_mask),
+        queue=config.queue,
+        fail_mode=config.fail_mode,
+        node=node,
+    )
+
+
+def read(outputs: Outputs, enforcement: PodEnforcement, reconciler: Reconciler) -> Reading:
+    """Read every counter; called from the threads of scrapes."""
+    now = enforcement.read()
+    flow_log = outputs.flow_log
+    return Reading(
+        flows=outputs.counts.read(),
+        drops=now.drops,
+        queues=now.queues,
+        crashes=now.crashes,
+        unproven_translations=now.unproven_translations,
+        identities_cached=now.gauges.identities,
+        half_open=now.gauges.opening + now.gauges.half_open,
+        established=now.gauges.live,
+        endpoints=len(reconciler.bound),
+        policies=reconciler.policies,
+        policy_revision=reconciler.revision,
+        config_problems=len(reconciler.problems),
+        rule_errors=reconciler.rule_errors,
+        assertion_not_after=reconciler.assertion_not_after,
+        flow_log_dropped=flow_log.dropped if flow_log else 0,
+        observe_dropped=outputs.observe.dropped,
+        observe_slow=outputs.observe.slow_subscribers,
+    )
 
 
 def load_configuration(folder: Path) -> AgentConfig:
@@ -170,6 +175,10 @@ def load_configuration(folder: Path) -> AgentConfig:
     for field, text in configuration.cautions(config):
         log.warning("caution", extra=fields(field=field, meaning=text))
     return config
+
+
+def _node_namespace(config: AgentConfig) -> Path:
+    return namespace_path(config.node_network_namespace or OWN_NAMESPACE)
 
 
 def node_conntrack(config: AgentConfig, namespace: Path) -> NodeConntrack:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from trireme_py.client import ClientSide
@@ -104,6 +105,10 @@ class Datapath:
         orphans = self._take_orphans()
         self._shared.orphans = [(number, release) for number, release in orphans if number != endpoint]
         return [release for number, release in orphans if number == endpoint]
+
+    def set_node_addresses(self, addresses: frozenset[Address]) -> None:
+        """The node has other addresses than it had; connections under way stay as they were judged."""
+        self._shared.settings = replace(self._shared.settings, node_addresses=addresses)
 
     def set_identity(self, endpoint: int, identity: LocalIdentity) -> None:
         """Use another assertion for the pod's next connections; those under way finish with theirs."""

@@ -9,8 +9,8 @@ import click
 from agent import config, netns
 from agent.config import DEFAULT_RUNTIME_DIRECTORY
 from agent.runtime import RuntimeDirectory
-from agent.standalone import NETWORK_NAMESPACE_ANNOTATION
 from policy.files import load_folder
+from policy.objects import NETWORK_NAMESPACE_ANNOTATION
 from trireme_py.errors import ConfigError, TriremeError
 
 
@@ -39,6 +39,8 @@ def command(ctx: click.Context, folder: Path | None, runtime_directory: Path | N
         runtime = RuntimeDirectory(path)
         runtime.lock()
         namespaces = {recorded.network_namespace for recorded in runtime.read()}
+        if (node := runtime.read_node()) is not None:
+            namespaces.add(str(node))
         if folder is not None:
             namespaces |= _annotated(folder)
         failed = [error for namespace in sorted(namespaces) if (error := _clean(Path(namespace)))]
