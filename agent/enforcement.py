@@ -136,6 +136,10 @@ class PodEnforcement:
     def set_identity(self, endpoint: int, identity: LocalIdentity) -> None:
         self._on_loop(lambda: self._datapath.set_identity(endpoint, identity))
 
+    def forget_peers(self) -> None:
+        """Other keys are in use: let everybody be verified anew."""
+        self._on_loop(self._datapath.forget_peers)
+
     def set_policy(self, endpoint: int, policy: PolicyView, epoch: int) -> None:
         attached = self._attached[endpoint]
 

@@ -12,6 +12,7 @@ import resource
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -23,12 +24,14 @@ from agent.conntrack import NodeConntrack
 from agent.credentials import load_pki, load_psk
 from agent.enforcement import PodEnforcement
 from agent.failmode import FailureCause, verdict_for_failure
-from agent.folder import FolderReader
 from agent.issuing import Issuer
+from agent.kubernetes.api import ApiServer
+from agent.kubernetes.mode import ClusterMode, access_of
 from agent.logs import fields
 from agent.loop import Loop
 from agent.marks import Marks
 from agent.metrics import BuildInfo, MetricsServer, Reading, make_registry
+from agent.mode import Mode
 from agent.netns import namespace_path
 from agent.nfqueue import CrashGuard
 from agent.noderules import NodeRules
@@ -37,8 +40,7 @@ from agent.outputs import Outputs
 from agent.reconciler import OWN_NAMESPACE, Reconciler
 from agent.rules import RuleBackend
 from agent.runtime import RuntimeDirectory
-from agent.standalone import FolderSource
-from agent.watching import follow
+from agent.standalone import FolderMode
 from policy.addresses import parse_network
 from policy.engine import PolicyEngine
 from policy.view import PRIVATE_NETWORKS, Settings
@@ -59,41 +61,57 @@ def run(folder: Path) -> None:
     Raises TriremeError if it cannot start: what is wrong with configuration, credentials or kernel.
     """
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-
+    stop_on_signals(stop.set)
     config = load_configuration(folder)
-    authenticator = load_authenticator(config)
     with ExitStack() as closing:
         runtime = RuntimeDirectory(config.runtime_directory)
         runtime.lock()
         closing.callback(runtime.release)
 
+        api = ApiServer(access_of(config.kubernetes)) if config.kubernetes else None
+        authenticator = load_authenticator(config)
         backend = make_backend(config.rules)
         outputs = Outputs(config, runtime, closing)
         runtime.write_node(_node_namespace(config))
         enforcement = start_enforcement(config, authenticator, backend, outputs, closing)
-        reconciler = Reconciler(
-            FolderSource(FolderReader(folder, runtime.last_good)),
-            PolicyEngine(Settings((*PRIVATE_NETWORKS, *map(parse_network, map(str, config.pod_ranges))), config.audit)),
-            Issuer(authenticator, config.assertion_lifetime_s, os.urandom, time.time),
-            enforcement,
-            runtime,
+        engine = PolicyEngine(
+            Settings((*PRIVATE_NETWORKS, *map(parse_network, map(str, config.pod_ranges))), config.audit)
         )
-        reconciler.start()
+        mode: Mode
+        if config.kubernetes and api:
+            mode = ClusterMode(config.kubernetes, api, runtime, engine, stop, closing)
+        else:
+            mode = FolderMode(folder, runtime, stop)
+        stop_on_signals(stop.set, mode.wake)
+        issuer = Issuer(authenticator, config.assertion_lifetime_s, os.urandom, time.time)
+        reconciler = Reconciler(mode.source, engine, issuer, enforcement, runtime)
         closing.callback(reconciler.stop)
         if config.metrics:
             info = BuildInfo(version("trireme-py"), backend.name, "python", config.mode)
-            registry = make_registry(info, lambda: read(outputs, enforcement, reconciler))
+            registry = make_registry(info, lambda: read(outputs, enforcement, reconciler, mode))
             metrics = MetricsServer(*config.metrics, registry)
             closing.callback(metrics.close)
+        mode.start(closing)
+        reconciler.start()
         outputs.observe.start()
 
-        notify("READY=1")
-        log.info("ready", extra=fields(**reconciler.summary(), rules=backend.name, observe=outputs.observe.path))
-        follow(folder, reconciler, stop)
+        if not stop.is_set():
+            notify("READY=1")
+            log.info("ready", extra=fields(**reconciler.summary(), rules=backend.name, observe=outputs.observe.path))
+        mode.follow(reconciler)
         notify("STOPPING=1")
         log.info("stopping; rules stay in place", extra=fields(remove_them_with=f"trireme cleanup --config {folder}"))
+
+
+def stop_on_signals(*calls: Callable[[], None]) -> None:
+    """Make ``calls`` on SIGTERM and SIGINT."""
+
+    def stop(*_: object) -> None:
+        for call in calls:
+            call()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
 
 
 def start_enforcement(
@@ -144,7 +162,7 @@ def start_enforcement(
     )
 
 
-def read(outputs: Outputs, enforcement: PodEnforcement, reconciler: Reconciler) -> Reading:
+def read(outputs: Outputs, enforcement: PodEnforcement, reconciler: Reconciler, mode: Mode) -> Reading:
     """Read every counter; called from the threads of scrapes."""
     now = enforcement.read()
     flow_log = outputs.flow_log
@@ -166,6 +184,8 @@ def read(outputs: Outputs, enforcement: PodEnforcement, reconciler: Reconciler) 
         flow_log_dropped=flow_log.dropped if flow_log else 0,
         observe_dropped=outputs.observe.dropped,
         observe_slow=outputs.observe.slow_subscribers,
+        policy_apply=mode.durations,
+        watches=mode.watches(),
     )
 
 

@@ -8,25 +8,21 @@ docs/metrics.md lists every series.
 from __future__ import annotations
 
 import logging
-import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
-from socket import AF_INET, AF_INET6
-from socketserver import ThreadingMixIn
-from typing import Any, Final
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from typing import Final
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, make_wsgi_app
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from agent.durations import Durations
 from agent.failmode import FailureCause
 from agent.flowlog import verdict_of
+from agent.kubernetes.reading import REASONS, WatchReading
 from agent.logs import fields
-from trireme_py.errors import ConfigError
+from agent.serving import HttpServer
 from trireme_py.model import Direction, DropReason, FlowEvent, Reason
 
 log = logging.getLogger(__name__)
@@ -34,11 +30,6 @@ log = logging.getLogger(__name__)
 QUEUE_ERRORS: Final = ("verdict", "send", "ticket", "forgotten")
 """Verdicts the kernel did not take, packets of our own it did not send, releases of packets that were not held, and
 held packets that nobody released."""
-
-SCRAPES: Final = 16
-"""Connections at a time; a few collectors and a person come to that. Each takes a thread and a descriptor."""
-SCRAPE_PATIENCE_S: Final = 5
-"""How long a connection may say nothing."""
 
 FlowKey = tuple[Direction, str, Reason | DropReason]
 
@@ -103,6 +94,10 @@ class Reading:
     flow_log_dropped: int = 0
     observe_dropped: int = 0
     observe_slow: int = 0
+    policy_apply: Durations = field(default_factory=Durations)
+    """From the arrival of a change to its being in force."""
+    watches: Mapping[str, WatchReading] = field(default_factory=dict)
+    """In a cluster: by resource."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +157,13 @@ class AgentCollector(Collector):
         yield errors
 
         yield from _plain(reading)
+        yield HistogramMetricFamily(
+            "trireme_policy_apply_duration_seconds",
+            "From the arrival of a change to its being in force.",
+            buckets=reading.policy_apply.buckets(),
+            sum_value=reading.policy_apply.sum_s,
+        )
+        yield from _watches(reading.watches)
 
 
 _COUNTERS: Final[tuple[tuple[str, str, Callable[[Reading], float]], ...]] = (
@@ -208,6 +210,24 @@ def _plain(reading: Reading) -> Iterator[Metric]:
         yield GaugeMetricFamily(name, text, value=value(reading))
 
 
+def _watches(readings: Mapping[str, WatchReading]) -> Iterator[Metric]:
+    events = CounterMetricFamily("trireme_watch_events", "Changes told by the API server.", labels=("resource",))
+    restarts = CounterMetricFamily(
+        "trireme_watch_restarts", "Watches that broke off and were begun again.", labels=("resource", "reason")
+    )
+    last = GaugeMetricFamily(
+        "trireme_watch_last_event_timestamp_seconds",
+        "When the API server last told something; a sign of life counts, and comes each minute.",
+        labels=("resource",),
+    )
+    for resource, reading in readings.items():
+        events.add_metric((resource,), reading.events)
+        for reason in REASONS:
+            restarts.add_metric((resource, reason), reading.restarts.get(reason, 0))
+        last.add_metric((resource,), reading.last_event)
+    yield from (events, restarts, last) if readings else ()
+
+
 def make_registry(info: BuildInfo, read: Callable[[], Reading]) -> CollectorRegistry:
     """Return a registry of our own with our families and the client's ones of process and interpreter."""
     registry = CollectorRegistry()
@@ -218,66 +238,10 @@ def make_registry(info: BuildInfo, read: Callable[[], Reading]) -> CollectorRegi
     return registry
 
 
-class _Handler(WSGIRequestHandler):
-    timeout = SCRAPE_PATIENCE_S
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
-        """Say nothing: a scrape each few seconds is no event."""
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    """A thread for each connection, and an end to how many: this port may be open to pods."""
-
-    daemon_threads = True
-
-    def __init__(self, address: str, port: int) -> None:
-        self.address_family = AF_INET6 if ip_address(address).version == 6 else AF_INET
-        self._free = threading.BoundedSemaphore(SCRAPES)
-        super().__init__((address, port), _Handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._free.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        try:
-            super().process_request(request, client_address)
-        except RuntimeError:  # no thread could be started
-            self._free.release()
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the library's signature
-        log.warning("a scrape failed", extra=fields(source=client_address[0], error=sys.exception()))
-
-
-class MetricsServer:
-    """Serves ``/metrics`` over HTTP from threads of its own."""
+class MetricsServer(HttpServer):
+    """Serves ``/metrics``."""
 
     def __init__(self, address: str, port: int, registry: CollectorRegistry) -> None:
         """Listen; port 0 takes a free one. Raises ConfigError if the address cannot be had."""
-        try:
-            self._server = _Server(address, port)
-        except OSError as error:
-            raise ConfigError(
-                f"spec.metrics {address}:{port}: {error.strerror or error}; see who listens: ss -ltnp; or set it to off"
-            ) from error
-        self._server.set_app(make_wsgi_app(registry))
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
-        self._thread.start()
-        log.info("metrics", extra=fields(url=self.url))
-
-    @property
-    def url(self) -> str:
-        host, port = self._server.server_address[:2]
-        text = str(host)
-        return f"http://[{text}]:{port}/metrics" if ip_address(text).version == 6 else f"http://{text}:{port}/metrics"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__("metrics", address, port, make_wsgi_app(registry))
+        log.info("metrics", extra=fields(url=f"{self.url}/metrics"))

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Final
 
 from agent import netns
+from agent.durations import Durations
 from agent.folder import Folder, FolderReader
+from agent.kubernetes.reading import WatchReading
+from agent.runtime import RuntimeDirectory
 from agent.source import Candidate, inode_of
+from agent.watching import Follower, follow
 from policy.engine import PolicyEngine
 from policy.files import Problem
 from policy.objects import NETWORK_NAMESPACE_ANNOTATION, Pod
@@ -66,3 +74,41 @@ class FolderSource:
 
     def problem(self, pod: Pod, message: str, hint: str = "") -> Problem:
         return self._folder.problem(pod, _ANNOTATION_FIELD, message, hint)
+
+
+class FolderMode:
+    """Implements :class:`agent.mode.Mode`."""
+
+    def __init__(self, folder: Path, runtime: RuntimeDirectory, stop: threading.Event) -> None:
+        self.source = FolderSource(FolderReader(folder, runtime.last_good))
+        self.durations = Durations()
+        self._folder = folder
+        self._stop = stop
+
+    def start(self, closing: ExitStack) -> None:
+        """Nothing has to be running before the folder is read."""
+
+    def wake(self) -> None:
+        """Nothing to do: what waits, waits for ``stop``."""
+
+    def watches(self) -> Mapping[str, WatchReading]:
+        return {}
+
+    def follow(self, reconciler: Follower) -> None:
+        follow(self._folder, _Timed(reconciler, self.durations), self._stop)
+
+
+class _Timed:
+    """Measures how long each change of the folder takes from being noticed to being in force."""
+
+    def __init__(self, follower: Follower, durations: Durations) -> None:
+        self._follower = follower
+        self._durations = durations
+
+    def changed(self) -> None:
+        began_s = time.monotonic()
+        self._follower.changed()
+        self._durations.observe(time.monotonic() - began_s)
+
+    def tick(self) -> None:
+        self._follower.tick()

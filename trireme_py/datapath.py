@@ -106,6 +106,10 @@ class Datapath:
         self._shared.orphans = [(number, release) for number, release in orphans if number != endpoint]
         return [release for number, release in orphans if number == endpoint]
 
+    def forget_peers(self) -> None:
+        """Other keys are in use: believe nobody for having been believed. Connections stay as they were judged."""
+        self._shared.identities.forget_peers()
+
     def set_node_addresses(self, addresses: frozenset[Address]) -> None:
         """The node has other addresses than it had; connections under way stay as they were judged."""
         self._shared.settings = replace(self._shared.settings, node_addresses=addresses)

@@ -113,5 +113,10 @@ class Identities:
             self._pair_keys.move_to_end(ends)
         return key
 
+    def forget_peers(self) -> None:
+        """Verify everybody anew: other keys are in use, and who was believed under the old ones need not be now."""
+        self._peers.clear()
+        self._pair_keys.clear()
+
     def forget_endpoint(self, endpoint: int) -> None:
         self._buckets.pop(endpoint, None)

@@ -9,12 +9,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from agent.logs import fields
 from trireme_py.errors import TriremeError
 
 log = logging.getLogger(__name__)
+
+STOP_S: Final = 2.0
 
 
 class Chore(Protocol):
@@ -40,9 +42,9 @@ class Chores:
         self._thread.start()
 
     def stop(self) -> None:
-        """Return when the thread has ended; a call to the API server that is under way is waited for."""
+        """Return when the thread has ended, or after a moment: a call that nobody answers is left to itself."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(STOP_S)
 
     def _run(self) -> None:
         while self._due and not self._stop.wait(max(0.0, min(self._due.values()) - self._clock())):

@@ -78,13 +78,15 @@ class CniInstallation:
     def remove(self) -> None:
         """Take the plugin out of every chain, then remove it; nothing happens where it is not.
 
-        Raises KernelError if something of ours is left.
+        What asks another agent, by its socket, stays, and the program with it. Raises KernelError if something of ours
+        is left.
         """
         try:
-            for path in self._configurations():
-                if path.suffix == LIST and path.name != OURS:
-                    _restore(path)
-            (self._configuration / OURS).unlink(missing_ok=True)
+            lists = [path for path in self._configurations() if path.suffix == LIST]
+            for path in lists:
+                _restore(path, str(self._stanza["socket"]))
+            if any(_asks(path) for path in lists if path.exists()):
+                return
             for leftover in (*self._configuration.glob(f"*{KEPT}"), *self._configuration.glob(f"*{_FRESH}")):
                 leftover.unlink(missing_ok=True)
             for program in (self._binaries / NAME, self._binaries / (NAME + _FRESH)):
@@ -158,14 +160,17 @@ class CniInstallation:
         log.info("CNI plugin chained", extra=fields(file=path))
 
 
-def _restore(path: Path) -> None:
+def _restore(path: Path, socket: str) -> None:
     """Make ``path`` as it was, octet for octet if nobody else has changed it since."""
     try:
         found = _read(path)
     except KernelError:
         return  # not one that we wrote
-    before = _without_ours(found)
+    before = _without_ours(found, socket)
     if before == found:
+        return
+    if path.name == OURS:
+        path.unlink()
         return
     kept = path.with_name(path.name + KEPT)
     try:
@@ -173,14 +178,29 @@ def _restore(path: Path) -> None:
     except (OSError, KernelError):
         text = _text(before)
     _write(path, text, path.stat().st_mode & 0o777)
+    kept.unlink(missing_ok=True)
     log.info("CNI plugin removed from its chain", extra=fields(file=path))
 
 
-def _without_ours(found: Configuration) -> Configuration:
+def _asks(path: Path) -> bool:
+    """Tell whether the plugin is in this list."""
+    try:
+        found = _read(path)
+    except KernelError:
+        return False
+    return _without_ours(found) != found
+
+
+def _without_ours(found: Configuration, socket: str | None = None) -> Configuration:
+    """Return a list without our stanzas; with a ``socket``, without those that name it."""
     plugins = found.get("plugins")
     if not isinstance(plugins, list):
         return found
-    return {**found, "plugins": [one for one in plugins if not (isinstance(one, dict) and one.get("type") == NAME)]}
+
+    def ours(one: object) -> bool:
+        return isinstance(one, dict) and one.get("type") == NAME and socket in (None, one.get("socket"))
+
+    return {**found, "plugins": [one for one in plugins if not ours(one)]}
 
 
 def _plugins(path: Path, found: Configuration) -> list[Configuration]:

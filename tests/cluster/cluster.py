@@ -120,7 +120,7 @@ class Cluster:
             node.load_image(archive)
 
     def stop_apiserver(self) -> None:
-        """Stop the API server and return when it has ended; everything else goes on."""
+        """Kill the API server and return when it has ended; everything else goes on."""
         machine.stop(CONTROL, control.API_SERVER)
 
     def start_apiserver(self, timeout: float = _COMMAND_S) -> None:

@@ -74,14 +74,14 @@ def processes(cgroup: str) -> list[int]:
     return sorted(found - {0})
 
 
-def end(cgroup: str, number: signal.Signals = signal.SIGTERM) -> None:
-    """Send a signal to every process of a cgroup and wait until they have ended; a new one gets it too."""
+def kill(cgroup: str) -> None:
+    """Kill every process of a cgroup and of those below it, and wait until they have ended."""
     while pids := processes(cgroup):
         waiting = []
         for pid in pids:
             try:
                 waiting.append(os.pidfd_open(pid))
-                os.kill(pid, number)
+                os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
         for descriptor in waiting:
@@ -143,8 +143,8 @@ def start_outside(name: str, *command: str) -> None:
 
 
 def stop(machine: Machine, name: str) -> None:
-    """End a daemon the way it likes to be ended, and wait for it."""
-    end(f"{machine.name}/{name}")
+    """Kill a daemon, as a crash would, and wait until it has ended. Asked nicely, an API server may take a minute."""
+    kill(f"{machine.name}/{name}")
 
 
 def alive(machine: Machine, name: str) -> bool:
@@ -204,7 +204,7 @@ def connect() -> None:
 def remove(machines: Iterable[Machine] = MACHINES) -> None:
     """End every process of the machines, and leave no namespace, mount or cgroup of theirs."""
     for machine in machines:
-        end(machine.name, signal.SIGKILL)
+        kill(machine.name)
         _remove_cgroup(machine.name)
         if machine.namespace.exists():
             ip("netns", "del", machine.name)

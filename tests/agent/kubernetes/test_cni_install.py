@@ -209,6 +209,17 @@ def test_a_name_that_comes_before_ours_is_a_problem(site: Site) -> None:
     assert list(site.files()) == ["!net.conf", NAME]
 
 
+def test_what_asks_another_agent_stays(site: Site) -> None:
+    site.write("10-net.conflist", LIST)
+    site.write("20-net.conf", PLAIN)
+    site.installation.repair()
+    before = site.files()
+    CniInstallation(
+        Path("/run/other/cni.sock"), 30, configuration=site.configuration, binaries=site.binaries, plugin=site.plugin
+    ).remove()
+    assert site.files() == before
+
+
 def test_removal_from_where_nothing_is(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     CniInstallation(tmp_path / "s", 30, configuration=missing, binaries=missing, plugin=missing).remove()

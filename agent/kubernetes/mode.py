@@ -1,0 +1,110 @@
+"""The agent of a cluster, put together: watches and the CNI plugin's requests in, one thread that acts on them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Final
+
+from agent.durations import Durations
+from agent.kubernetes import kubeconfig
+from agent.kubernetes.api import Access, ApiServer, in_cluster
+from agent.kubernetes.cni import SOCKET, CniServer
+from agent.kubernetes.config import NODE_VARIABLE, KubernetesConfig
+from agent.kubernetes.discovery import Discovery
+from agent.kubernetes.holding import Holding
+from agent.kubernetes.inbox import Inbox
+from agent.kubernetes.lastknown import LastKnown
+from agent.kubernetes.reading import WatchReading
+from agent.kubernetes.reflector import Reflector
+from agent.kubernetes.resources import watched
+from agent.kubernetes.sandboxes import RECORD, Sandboxes
+from agent.kubernetes.source import ClusterSource
+from agent.reconciler import Reconciler
+from agent.runtime import RuntimeDirectory
+from policy.engine import PolicyEngine
+from trireme_py.errors import ConfigError
+
+TICK_S: Final = 1.0
+PAUSE_S: Final = 0.01
+"""The least time between two passes: what comes in a burst is brought into force together."""
+
+
+def access_of(config: KubernetesConfig) -> Access:
+    """Return where the API server is and who we are. Raises ConfigError."""
+    if not config.node:
+        raise ConfigError(f"spec.kubernetes.node: missing: write the name of this node, or set {NODE_VARIABLE}")
+    return kubeconfig.read(config.kubeconfig) if config.kubeconfig else in_cluster()
+
+
+class ClusterMode:
+    """Implements :class:`agent.mode.Mode`."""
+
+    def __init__(
+        self,
+        config: KubernetesConfig,
+        api: ApiServer,
+        runtime: RuntimeDirectory,
+        engine: PolicyEngine,
+        stop: threading.Event,
+        closing: ExitStack,
+    ) -> None:
+        """What it starts is stopped by ``closing``. ``stop``: ends :meth:`follow`, together with :meth:`wake`."""
+        self._engine = engine
+        self._stop = stop
+        self._inbox = Inbox()
+        closing.callback(self._inbox.close)
+        resources = watched(config.node)
+        sandboxes = Sandboxes(runtime.path / RECORD)
+        sandboxes.restore()
+        self.source = ClusterSource(
+            resources,
+            self._inbox,
+            sandboxes,
+            Discovery(config.network_namespaces, sandboxes),
+            LastKnown(runtime.last_good, config.node),
+            stop,
+        )
+        self._reflectors = [Reflector(api, resource, self._inbox) for resource in resources]
+        pods = next(one for one in self._reflectors if one.resource.kind == "Pod")
+        self._holding = Holding(self.source, lambda: pods.trouble)
+        self._server = CniServer(runtime.path / SOCKET, self._holding, sandboxes, config.network_namespaces)
+        self.durations = Durations()
+
+    def start(self, closing: ExitStack) -> None:
+        """Begin to watch, and to answer the CNI plugin. Raises ConfigError."""
+        for reflector in self._reflectors:
+            reflector.start()
+            closing.callback(reflector.stop)
+        self._server.start()
+        closing.callback(self._server.close)
+
+    def wake(self) -> None:
+        """Make :meth:`follow` look whether it is to stop. May be called from a signal handler."""
+        self._inbox.wake()
+
+    def watches(self) -> Mapping[str, WatchReading]:
+        """Return the counters of each watch, by resource."""
+        return {one.resource.name: one.reading for one in self._reflectors}
+
+    def follow(self, reconciler: Reconciler) -> None:
+        """Bring what the API server and the runtime say into force, and tick once a second, until told to stop."""
+        self.source.write(self._engine)
+        due_s = time.monotonic() + TICK_S
+        while not self._stop.is_set():
+            if self._inbox.wait(due_s - time.monotonic()):
+                self._holding.begin()
+                reconciler.changed()
+                if self.source.since_s is not None:
+                    self.durations.observe(time.monotonic() - self.source.since_s)
+                self._holding.answer(reconciler)
+                self.source.write(self._engine)
+                self._stop.wait(PAUSE_S)
+            if time.monotonic() >= due_s:
+                due_s = time.monotonic() + TICK_S
+                self._holding.begin()
+                reconciler.tick()
+                self._holding.answer(reconciler)
+                self.source.write(self._engine)
