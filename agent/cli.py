@@ -15,10 +15,12 @@ COMMANDS: Final = {
     "ca": "Make and use the certificate authority of a trust domain.",
     "cleanup": "Remove every rule and file the agent left in the namespaces it held.",
     "demo": "Beer of the day: see identity enforced on this machine.",
+    "install": "End the installation of agents in a cluster.",
     "key": "Make a pre-shared key.",
     "node": "Enrol this node: make its key, request its certificate.",
     "observe": "Follow live verdicts of the agent on this machine.",
     "policy": "Check, explain, test and compare policies; no root needed.",
+    "signer": "Sign the certificates of a cluster's nodes.",
 }
 """Command name to its one-line help; the command itself is ``agent.commands.<name>:command``."""
 

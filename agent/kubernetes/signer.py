@@ -173,6 +173,8 @@ class Signer:
         )
 
     def _put(self, subresource: str, raw: Mapping[str, Any]) -> dict[str, Any]:
+        # In a list the items do not say what they are.
+        raw = {"apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest", **raw}
         path = f"{REQUESTS}/{raw['metadata']['name']}/{subresource}"
         return call(self._api, "PUT", path, dict[str, Any], raw)
 
