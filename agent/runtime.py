@@ -9,6 +9,8 @@
     observe.sock        the observe socket
     cluster-node.pem    in a cluster: this node's key and certificate
     installation        in a cluster: whether agents are still being installed
+    cni.sock            in a cluster: the CNI plugin's
+    sandboxes.json      in a cluster: what the CNI plugin told of pods
 
 Everything is for root alone: the directory is made with mode 0700, and one that others may write is refused.
 """
@@ -32,6 +34,8 @@ LOCK: Final = "agent.lock"
 NODE: Final = "node"
 NODE_KEYS: Final = "cluster-node.pem"
 INSTALLATION: Final = "installation"
+CNI_SOCKET: Final = "cni.sock"
+SANDBOXES: Final = "sandboxes.json"
 _FORGET: Final = "remove it, then run: trireme cleanup --config DIR"
 """Without the record, the folder is what says where rules of ours may be."""
 
@@ -64,6 +68,10 @@ class RuntimeDirectory:
     @property
     def observe_socket(self) -> Path:
         return self.path / "observe.sock"
+
+    @property
+    def status_socket(self) -> Path:
+        return self.path / "status.sock"
 
     @property
     def last_good(self) -> Path:
@@ -153,9 +161,16 @@ class RuntimeDirectory:
         The caller holds the lock. What is not ours stays: the path may be a mistake, of the folder with the keys, say.
         """
         shutil.rmtree(self.last_good, ignore_errors=True)
-        replaced = (self._state, self.path / NODE_KEYS, self.path / INSTALLATION)
+        replaced = (self._state, *(self.path / name for name in (NODE_KEYS, INSTALLATION, SANDBOXES)))
         fresh = (path.with_suffix(".new") for path in replaced)
-        for path in (*fresh, *replaced, self.path / NODE, self.observe_socket, self.path / LOCK):
+        for path in (
+            *fresh,
+            *replaced,
+            self.path / NODE,
+            self.observe_socket,
+            self.path / CNI_SOCKET,
+            self.path / LOCK,
+        ):
             path.unlink(missing_ok=True)
         try:
             self.path.rmdir()

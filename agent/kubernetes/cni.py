@@ -25,12 +25,13 @@ from agent.kubernetes.discovery import find
 from agent.kubernetes.sandboxes import Sandboxes
 from agent.kubernetes.starts import PodStarts, Sandbox
 from agent.logs import fields
+from agent.runtime import CNI_SOCKET
 from trireme_py.errors import KernelError, TriremeError
 from trireme_py.model import Address
 
 log = logging.getLogger(__name__)
 
-SOCKET: Final = "cni.sock"
+SOCKET: Final = CNI_SOCKET
 """In the runtime directory."""
 MAGIC: Final = b"TRC1"
 REQUEST: Final = struct.Struct("!4sIII")

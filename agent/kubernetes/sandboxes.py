@@ -19,11 +19,12 @@ import msgspec
 
 from agent.kubernetes.starts import Sandbox
 from agent.logs import fields
+from agent.runtime import SANDBOXES
 from policy.objects import Pod
 
 log = logging.getLogger(__name__)
 
-RECORD: Final = "sandboxes.json"
+RECORD: Final = SANDBOXES
 """In the runtime directory."""
 MIRROR_ANNOTATION: Final = "kubernetes.io/config.mirror"
 """On the API's copy of a static pod: the uid that the kubelet, and so the runtime, knows the pod by."""
