@@ -196,12 +196,11 @@ class Reflector:
     def _not_served(self) -> None:
         """Take back what was told, once it is sure that the collection is gone, and no server was merely starting."""
         self.reading.last_event = time.time()
-        self._version = ""
+        self._version = self.trouble = ""
         if self._missing or not self._here:
             if self._here or not self._missing:
                 self._inbox.put_list(self.resource.name, {}, time.monotonic())
             self._here = set()
-        self.trouble = ""
         self._missing = True
 
     # -- One connection -----------------------------------------------------------------------------------------------
