@@ -6,7 +6,7 @@ Commands load when they are used, so that ``trireme --help`` is instant and a co
 from __future__ import annotations
 
 import importlib
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -21,12 +21,21 @@ COMMANDS: Final = {
     "observe": "Follow live verdicts of the agent on this machine.",
     "policy": "Check, explain, test and compare policies; no root needed.",
     "signer": "Sign the certificates of a cluster's nodes.",
+    "status": "Show what the agent on this machine does now.",
 }
 """Command name to its one-line help; the command itself is ``agent.commands.<name>:command``."""
 
 
 class LazyGroup(click.Group):
     """A group whose commands are imported by name on first use."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Go by the name that the user typed: `kubectl NAME` runs the program `kubectl-NAME`."""
+        if info_name and info_name.startswith("kubectl-"):
+            info_name = info_name.replace("-", " ", 1)
+        return super().make_context(info_name, args, parent, **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return sorted(COMMANDS)

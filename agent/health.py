@@ -52,6 +52,12 @@ class Health:
         """The agent runs; what may still be missing, ``missing`` says."""
         self._missing = missing
 
+    def stopping(self) -> None:
+        """No thread is asked any more when this returns: they end."""
+        with self._lock:
+            self._signs.clear()
+            self._missing = lambda: ["it is stopping"]
+
     def silent(self) -> list[str]:
         """Return the threads that have shown nothing for :data:`PATIENCE_S`, each in words."""
         found = []

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 
 from agent import config as configuration
@@ -24,13 +23,13 @@ from agent.conntrack import NodeConntrack
 from agent.credentials import load_pki, load_psk
 from agent.enforcement import PodEnforcement
 from agent.failmode import FailureCause, verdict_for_failure
+from agent.health import Health, Rounds
 from agent.issuing import Issuer
 from agent.kubernetes.api import ApiServer
 from agent.kubernetes.mode import ClusterMode, access_of
 from agent.logs import fields
 from agent.loop import Loop
 from agent.marks import Marks
-from agent.metrics import BuildInfo, MetricsServer, Reading, make_registry
 from agent.mode import Mode
 from agent.netns import namespace_path
 from agent.nfqueue import CrashGuard
@@ -38,6 +37,7 @@ from agent.noderules import NodeRules
 from agent.notify import notify
 from agent.outputs import Outputs
 from agent.reconciler import OWN_NAMESPACE, Reconciler
+from agent.reports import Parts, Reports
 from agent.rules import RuleBackend
 from agent.runtime import RuntimeDirectory
 from agent.standalone import FolderMode
@@ -67,13 +67,14 @@ def run(folder: Path) -> None:
         runtime = RuntimeDirectory(config.runtime_directory)
         runtime.lock()
         closing.callback(runtime.release)
+        reports = Reports(config, closing)
 
         api = ApiServer(access_of(config.kubernetes)) if config.kubernetes else None
         authenticator = load_authenticator(config)
         backend = make_backend(config.rules)
         outputs = Outputs(config, runtime, closing)
         runtime.write_node(_node_namespace(config))
-        enforcement = start_enforcement(config, authenticator, backend, outputs, closing)
+        enforcement = start_enforcement(config, authenticator, backend, outputs, reports.health, closing)
         engine = PolicyEngine(
             Settings((*PRIVATE_NETWORKS, *map(parse_network, map(str, config.pod_ranges))), config.audit)
         )
@@ -86,17 +87,14 @@ def run(folder: Path) -> None:
         issuer = Issuer(authenticator, config.assertion_lifetime_s, os.urandom, time.time)
         reconciler = Reconciler(mode.source, engine, issuer, enforcement, runtime)
         closing.callback(reconciler.stop)
-        if config.metrics:
-            info = BuildInfo(version("trireme-py"), backend.name, "python", config.mode)
-            registry = make_registry(info, lambda: read(outputs, enforcement, reconciler, mode))
-            metrics = MetricsServer(*config.metrics, registry)
-            closing.callback(metrics.close)
+        reports.start(Parts(config, runtime, backend, outputs, enforcement, reconciler, mode), closing)
         mode.start(closing)
         reconciler.start()
         outputs.observe.start()
 
         if not stop.is_set():
             notify("READY=1")
+            reports.ready()
             log.info("ready", extra=fields(**reconciler.summary(), rules=backend.name, observe=outputs.observe.path))
         mode.follow(reconciler)
         notify("STOPPING=1")
@@ -115,7 +113,12 @@ def stop_on_signals(*calls: Callable[[], None]) -> None:
 
 
 def start_enforcement(
-    config: AgentConfig, authenticator: Authenticator, backend: RuleBackend, outputs: Outputs, closing: ExitStack
+    config: AgentConfig,
+    authenticator: Authenticator,
+    backend: RuleBackend,
+    outputs: Outputs,
+    health: Health,
+    closing: ExitStack,
 ) -> PodEnforcement:
     """Start the data path's thread, without pods. Raises KernelError, or ConfigError for a namespace that was named."""
     node_namespace = _node_namespace(config)
@@ -150,6 +153,8 @@ def start_enforcement(
     loop = Loop(datapath, guard, outputs.publish)
     loop.start()
     closing.callback(loop.stop)
+    health.watch("data path", Rounds(loop))
+    closing.callback(health.stopping)
     return PodEnforcement(
         datapath,
         loop,
@@ -159,33 +164,6 @@ def start_enforcement(
         queue=config.queue,
         fail_mode=config.fail_mode,
         node=node,
-    )
-
-
-def read(outputs: Outputs, enforcement: PodEnforcement, reconciler: Reconciler, mode: Mode) -> Reading:
-    """Read every counter; called from the threads of scrapes."""
-    now = enforcement.read()
-    flow_log = outputs.flow_log
-    return Reading(
-        flows=outputs.counts.read(),
-        drops=now.drops,
-        queues=now.queues,
-        crashes=now.crashes,
-        unproven_translations=now.unproven_translations,
-        identities_cached=now.gauges.identities,
-        half_open=now.gauges.opening + now.gauges.half_open,
-        established=now.gauges.live,
-        endpoints=len(reconciler.bound),
-        policies=reconciler.policies,
-        policy_revision=reconciler.revision,
-        config_problems=len(reconciler.problems),
-        rule_errors=reconciler.rule_errors,
-        assertion_not_after=reconciler.assertion_not_after,
-        flow_log_dropped=flow_log.dropped if flow_log else 0,
-        observe_dropped=outputs.observe.dropped,
-        observe_slow=outputs.observe.slow_subscribers,
-        policy_apply=mode.durations,
-        watches=mode.watches(),
     )
 
 

@@ -93,6 +93,11 @@ class Reconciler:
         """Of the policy that is in force: it counts the changes."""
 
     @property
+    def ticks(self) -> int:
+        """How often :meth:`tick` was called: the sign that this thread moves. May be read from any thread."""
+        return self._ticks
+
+    @property
     def bound(self) -> Mapping[str, int]:
         """The pods under enforcement, by ``namespace/name``, with their endpoint numbers."""
         return {name: bound.endpoint for name, bound in tuple(self._bound.items())}

@@ -58,6 +58,9 @@ def test_probes_are_answered_before_during_and_after_the_start() -> None:
         clock.now_s += PATIENCE_S + 1
         assert ask(server, "/livez") == (503, "reconciler: nothing for 31 s\n")
         assert ask(server, "/readyz") == (503, "reconciler: nothing for 31 s\n")
+        health.stopping()
+        assert ask(server, "/livez") == (200, "ok\n")
+        assert ask(server, "/readyz") == (503, "it is stopping\n")
         assert ask(server, "/metrics") == (404, "not one of /livez, /readyz\n")
     finally:
         server.close()
