@@ -74,6 +74,8 @@ def start_api_server() -> None:
         "allow-privileged": "true",
         "audit-policy-file": _HERE / "manifests" / "audit-policy.yaml",
         "audit-log-path": AUDIT_LOG,
+        "audit-log-maxsize": 200,
+        "audit-log-maxbackup": 1,
     }
     machine.start(CONTROL, API_SERVER, API_SERVER, *_flags(options))
 

@@ -16,6 +16,7 @@ def down() -> None:
     Raises:
         ClusterError: if something of it stays.
     """
+    machine.need_root()
     with build.locked():
         machine.remove()
         if left := machine.remnants():  # before anything is deleted that may be mounted somewhere

@@ -26,6 +26,18 @@ class ClusterError(Exception):
     """The cluster cannot do what was asked; says what to run next."""
 
 
+def need_root() -> None:
+    """Refuse whoever is not root.
+
+    Raises:
+        ClusterError: if it is not root who asks.
+    """
+    if os.geteuid() != 0:
+        raise ClusterError(
+            "the cluster is made of namespaces, mounts and cgroups: run this as root (sudo make cluster)"
+        )
+
+
 def ip(*arguments: str) -> None:
     """Run ``ip``.
 
@@ -44,7 +56,7 @@ def _hierarchies() -> list[Path]:
     """Where cgroup hierarchies are mounted: one folder per controller, and the unified one."""
     mounts = (line.split() for line in Path("/proc/mounts").read_text(encoding="ascii").splitlines())
     found = [Path(where) for _, where, kind, *_ in mounts if kind in ("cgroup", "cgroup2")]
-    return [path for path in found if CGROUPS in path.parents]
+    return [path for path in found if path.is_relative_to(CGROUPS)]
 
 
 def _make_cgroup(name: str) -> list[Path]:
@@ -56,7 +68,7 @@ def _make_cgroup(name: str) -> list[Path]:
             parent, folder = folder, folder / part
             folder.mkdir(exist_ok=True)
             for limits in ("cpuset.cpus", "cpuset.mems"):  # of the first version: while empty, it takes no process
-                if (folder / limits).exists() and not (folder / limits).read_text(encoding="ascii").strip():
+                if (parent / limits).exists() and not (folder / limits).read_text(encoding="ascii").strip():
                     (folder / limits).write_text((parent / limits).read_text(encoding="ascii"), encoding="ascii")
         files.append(folder / "cgroup.procs")
     return files

@@ -11,6 +11,7 @@ from tests.cluster.images import PAUSE
 from tests.cluster.layout import CLUSTER_DOMAIN, DNS_SERVICE, PODS, Machine
 
 CNI_PLUGINS = ("bridge", "firewall", "host-local", "loopback", "portmap", "ptp", "tuning")
+_NO_DAD = "no-dad"
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 
 _CONTAINERD = f"""\
@@ -91,7 +92,8 @@ def _cni(node: Machine) -> dict[str, object]:
     ranges = [[{"subnet": str(network)}] for network in node.pods or ()]
     routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
     ipam = {"type": "host-local", "dataDir": "/run/cni-ipam", "ranges": ranges, "routes": routes}
-    plugins = [{"type": "ptp", "ipam": ipam}, {"type": "portmap", "capabilities": {"portMappings": True}}]
+    ports = {"type": "portmap", "capabilities": {"portMappings": True}}
+    plugins = [{"type": _NO_DAD}, {"type": "ptp", "ipam": ipam}, ports]
     return {"cniVersion": "0.4.0", "name": "trireme-test", "plugins": plugins}
 
 
@@ -116,6 +118,9 @@ def prepare(node: Machine, plugins: Path) -> None:
     )
     for name in CNI_PLUGINS:
         shutil.copy(plugins / name, folders["opt/cni/bin"] / name)
+    own = folders["opt/cni/bin"] / _NO_DAD
+    shutil.copy(Path(__file__).with_name(f"{_NO_DAD}.sh"), own)
+    own.chmod(0o755)
 
 
 def start_containerd(node: Machine) -> None:

@@ -27,10 +27,16 @@ def up() -> Cluster:
     Raises:
         ClusterError: with what is missing, or with the log to read.
     """
+    machine.need_root()
     with build.locked():
         cluster = Cluster()
         if machine.running():
-            cluster.wait_ready(_READY_S)
+            try:
+                cluster.wait_ready(_READY_S)
+            except ClusterError as error:
+                raise ClusterError(
+                    f"the cluster that is here does not work: {error}\nmake cluster-down ends it"
+                ) from error
             return cluster
         if any(CACHE.is_relative_to(folder) for folder in _HIDDEN):
             raise ClusterError(f"TRIREME_CLUSTER_CACHE={CACHE} lies in a folder that the nodes have for themselves")
