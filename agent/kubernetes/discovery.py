@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from agent.interfaces import addresses_of
 from agent.kubernetes.sandboxes import Inode, Sandboxes, network_namespace
+from agent.source import inode_of
 from policy.addresses import format_address
 from policy.objects import Pod
 from trireme_py.errors import KernelError
@@ -89,7 +90,7 @@ class Discovery:
     def _refresh(self, told: Iterable[Inode]) -> None:
         settled = self._matched.union(told)
         now: dict[Path, _Seen] = {}
-        for path, inode in namespaces_in(self._folders):
+        for path, inode in namespaces_in(self._folders, {path: seen.inode for path, seen in self._seen.items()}):
             seen = self._seen.get(path)
             if seen is None or seen.inode != inode:
                 seen = _Seen(inode, frozenset(), 0, self._ticks)
@@ -103,17 +104,22 @@ class Discovery:
         self._seen = now
 
 
-def namespaces_in(folders: Iterable[Path]) -> Iterator[tuple[Path, Inode]]:
-    """Yield every network namespace that is pinned by a file of ``folders``, but not the agent's own."""
+def namespaces_in(folders: Iterable[Path], known: Mapping[Path, Inode] | None = None) -> Iterator[tuple[Path, Inode]]:
+    """Yield every network namespace that is pinned by a file of ``folders``, but not the agent's own.
+
+    Those that are ``known``, and still what they were, cost a stat.
+    """
     for folder in folders:
         try:
             names = sorted(os.listdir(folder))
         except OSError:
             continue  # made with the first pod
-        for name in names:
-            inode = network_namespace(folder / name)
+        for path in (folder / name for name in names):
+            inode = known.get(path) if known else None
+            if inode is None or inode_of(path) != inode:
+                inode = network_namespace(path)
             if inode is not None:
-                yield folder / name, inode
+                yield path, inode
 
 
 def find(folders: Sequence[Path], name: str, addresses: Iterable[Address]) -> Path | None:

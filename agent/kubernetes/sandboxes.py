@@ -20,6 +20,7 @@ import msgspec
 from agent.kubernetes.starts import Sandbox
 from agent.logs import fields
 from agent.runtime import SANDBOXES
+from agent.source import inode_of
 from policy.objects import Pod
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class Sandboxes:
         for one in reversed(told):
             if _is_there(one):
                 return Path(one.network_namespace)
-        if found is not None and network_namespace(found[0]) == found[1]:
+        if found is not None and inode_of(found[0]) == found[1]:
             return found[0]
         return None
 
@@ -126,7 +127,7 @@ class Sandboxes:
 
 
 def _is_there(one: _Known) -> bool:
-    return network_namespace(one.network_namespace) == one.inode
+    return inode_of(Path(one.network_namespace)) == one.inode
 
 
 def is_of(pod: Pod, uid: str) -> bool:
