@@ -62,7 +62,7 @@ class Presence:
             return
         log.info("the installation ends; removing every rule and file")
         try:
-            failed = leave(self._runtime, self._cni, lambda text: log.info(text))
+            failed = leave(self._runtime, self._cni, log.info)
         except TriremeError as error:
             failed = [str(error)]
         for text in failed:
