@@ -137,7 +137,7 @@ class Reconciler:
         self._recorded = {recorded.network_namespace: recorded for recorded in self._runtime.read()}
         self._written = dict(self._recorded)
         self._source.first()
-        self._bring()
+        self._bring(everything=True)
 
     def changed(self) -> None:
         """The source has news: bring it into force."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +23,9 @@ class Pods(Protocol):
     """What is known of pods (:class:`agent.kubernetes.source.ClusterSource`). Asked from any thread."""
 
     def pod(self, name: str) -> Pod | None: ...
+
+    @property
+    def unholdable(self) -> Mapping[str, str]: ...
 
     def look_again(self) -> None: ...
 
@@ -46,9 +49,13 @@ class _Waiting:
 class Holding:
     """Implements :class:`agent.kubernetes.starts.PodStarts`."""
 
-    def __init__(self, pods: Pods, trouble: Callable[[], str]) -> None:
-        """``trouble``: why nothing is heard of pods at the moment; empty while all is well."""
+    def __init__(self, pods: Pods, trouble: Callable[[], str], *, refuse: bool) -> None:
+        """``trouble``: why nothing is heard of pods at the moment; empty while all is well.
+
+        ``refuse``: a pod that rules cannot hold does not start.
+        """
         self._pods = pods
+        self._refuse = refuse
         self._trouble = trouble
         self._lock = threading.Lock()
         self._starting: dict[str, _Waiting] = {}
@@ -114,7 +121,10 @@ class Holding:
             if waiting.done.done() or pod is None or not is_of(pod, waiting.sandbox.uid):
                 continue
             path = held.held_at(name)
-            if pod.host_network or _same(path, waiting.sandbox.network_namespace):
+            reason = self._pods.unholdable.get(name) if self._refuse else None
+            if reason:
+                waiting.done.set_exception(NotStarted(f"pod {name}: {reason} (spec.kubernetes.unprotected: refuse)"))
+            elif pod.host_network or _same(path, waiting.sandbox.network_namespace):
                 waiting.done.set_result(None)
             elif pod.completed:
                 waiting.done.set_exception(NotStarted(f"pod {name}: has run to its end"))

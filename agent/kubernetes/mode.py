@@ -39,6 +39,29 @@ def access_of(config: KubernetesConfig) -> Access:
     return kubeconfig.read(config.kubeconfig) if config.kubeconfig else in_cluster()
 
 
+class Pass:
+    """One turn of the thread that acts."""
+
+    def __init__(self, source: ClusterSource, holding: Holding, engine: PolicyEngine, durations: Durations) -> None:
+        self._source = source
+        self._holding = holding
+        self._engine = engine
+        self._durations = durations
+
+    def run(self, reconciler: Reconciler, *, tick: bool = False) -> None:
+        """Bring what has come into force, let those go on who wait for it, and write down what is known now."""
+        self._holding.begin()
+        if tick:
+            reconciler.tick()
+        else:
+            reconciler.changed()
+        if self._source.since_s is not None:
+            self._durations.observe(time.monotonic() - self._source.since_s)
+            self._source.since_s = None
+        self._holding.answer(reconciler)
+        self._source.write(self._engine)
+
+
 class ClusterMode:
     """Implements :class:`agent.mode.Mode`."""
 
@@ -52,7 +75,6 @@ class ClusterMode:
         closing: ExitStack,
     ) -> None:
         """What it starts is stopped by ``closing``. ``stop``: ends :meth:`follow`, together with :meth:`wake`."""
-        self._engine = engine
         self._stop = stop
         self._inbox = Inbox()
         closing.callback(self._inbox.close)
@@ -69,9 +91,10 @@ class ClusterMode:
         )
         self._reflectors = [Reflector(api, resource, self._inbox) for resource in resources]
         pods = next(one for one in self._reflectors if one.resource.kind == "Pod")
-        self._holding = Holding(self.source, lambda: pods.trouble)
+        self._holding = Holding(self.source, lambda: pods.trouble, refuse=config.unprotected == "refuse")
         self._server = CniServer(runtime.path / SOCKET, self._holding, sandboxes, config.network_namespaces)
         self.durations = Durations()
+        self._pass = Pass(self.source, self._holding, engine, self.durations)
 
     def start(self, closing: ExitStack) -> None:
         """Begin to watch, and to answer the CNI plugin. Raises ConfigError."""
@@ -91,20 +114,12 @@ class ClusterMode:
 
     def follow(self, reconciler: Reconciler) -> None:
         """Bring what the API server and the runtime say into force, and tick once a second, until told to stop."""
-        self.source.write(self._engine)
+        self._pass.run(reconciler)
         due_s = time.monotonic() + TICK_S
         while not self._stop.is_set():
             if self._inbox.wait(due_s - time.monotonic()):
-                self._holding.begin()
-                reconciler.changed()
-                if self.source.since_s is not None:
-                    self.durations.observe(time.monotonic() - self.source.since_s)
-                self._holding.answer(reconciler)
-                self.source.write(self._engine)
+                self._pass.run(reconciler)
                 self._stop.wait(PAUSE_S)
             if time.monotonic() >= due_s:
                 due_s = time.monotonic() + TICK_S
-                self._holding.begin()
-                reconciler.tick()
-                self._holding.answer(reconciler)
-                self.source.write(self._engine)
+                self._pass.run(reconciler, tick=True)

@@ -16,6 +16,7 @@ import msgspec
 
 from agent.kubernetes.calls import JSON
 from agent.kubernetes.sandboxes import MIRROR_ANNOTATION
+from agent.kubernetes.unholdable import unholdable
 from policy.decode import decode
 from policy.files import Problem
 from policy.objects import Object
@@ -36,6 +37,8 @@ class Known:
     problems: tuple[Problem, ...]
     document: bytes
     """The object again, as JSON with the fields that count."""
+    unholdable: str = ""
+    """Why rules cannot hold this pod; empty if they can."""
 
 
 class _Metadata(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -141,6 +144,7 @@ class Resource:
             item,
             tuple(Problem(key, 0, each.field, each.message, each.hint) for each in problems),
             msgspec.json.encode(document),
+            (unholdable(data) or "") if self.kind == "Pod" else "",
         )
 
     def _key(self, data: msgspec.Raw | bytes) -> str:

@@ -63,6 +63,7 @@ class ClusterSource:
         """By ``namespace/name``: the pods of this node."""
         self._problems: dict[str, tuple[Problem, ...]] = {}
         self._undecided: tuple[str, ...] = ()
+        self._unholdable: dict[str, str] = {}
         self._unwritten: dict[str, Known | None] = {}
         """What has changed and is not in the files yet; None: deleted."""
         self._left: dict[Path, tuple[int, int]] = {}
@@ -83,6 +84,11 @@ class ClusterSource:
     def pod(self, name: str) -> Pod | None:
         """Return a pod of this node by ``namespace/name``. May be asked from any thread."""
         return self._pods.get(name)
+
+    @property
+    def unholdable(self) -> Mapping[str, str]:
+        """The pods of this node that rules cannot hold, by ``namespace/name``, each with the reason."""
+        return dict(self._unholdable)
 
     def look_again(self) -> None:
         """A namespace has come or gone: the next :meth:`feed` says so. May be called from any thread."""
@@ -119,7 +125,7 @@ class ClusterSource:
         if self._primed is not None:
             # Before what is there now: a policy that was deleted with its namespace must not be forgotten too early.
             primed, self._primed = self._primed, None
-            self._apply(engine, primed, {})
+            look |= self._apply(engine, primed, {})
             self._unwritten.clear()
         batch = self._inbox.take()
         self.since_s = batch.since_s
@@ -189,14 +195,20 @@ class ClusterSource:
                     self._problems.pop(key, None)
                     self._unwritten[key] = None
                     deletes.append(key)
-                    pods |= self._pods.pop(key.removeprefix("Pod/"), None) is not None
+                    name = key.removeprefix("Pod/")
+                    pods |= self._pods.pop(name, None) is not None
+                    self._unholdable.pop(name, None)
                     continue
                 there.add(key)
                 self._problems.pop(key, None)
                 if known.problems:
                     self._problems[key] = known.problems
-                # Of an object that cannot be read at all, what was known of it stays in force.
-                if known.item is None or engine.objects.get(key) == known.item:
+                if known.item is None:
+                    continue  # what was known of it stays in force
+                if isinstance(known.item, Pod):
+                    self._note_unholdable(key.removeprefix("Pod/"), known.unholdable)
+                deleted = self._unwritten.get(key, known) is None  # and perhaps in force still: the engine must know
+                if engine.objects.get(key) == known.item and not deleted:
                     continue
                 self._unwritten[key] = known
                 upserts.append(known.item)
@@ -205,3 +217,10 @@ class ClusterSource:
                     pods = True
         engine.update(upserts, deletes)
         return pods
+
+    def _note_unholdable(self, name: str, reason: str) -> None:
+        if reason and self._unholdable.get(name) != reason:
+            log.warning("rules cannot hold this pod", extra=fields(pod=name, reason=reason))
+        self._unholdable.pop(name, None)
+        if reason:
+            self._unholdable[name] = reason
