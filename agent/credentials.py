@@ -232,6 +232,7 @@ class PresharedKey:
         self._path = path
         self._seen = _version(path)
         self.authenticator: Final = Replaceable(load_psk(path, trust_domain))
+        self.not_after: Final = 0.0
         self.on_replaced: Callable[[], None] = lambda: None
         """Called, on the thread of ``step``, when other keys are in use."""
 

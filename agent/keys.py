@@ -13,6 +13,7 @@ from agent.credentials import PresharedKey, load_pki
 from agent.kubernetes.calls import Api
 from agent.kubernetes.csr import load_from_cluster
 from trireme_py.auth import Authenticator
+from trireme_py.auth_pki import PkiAuthenticator
 from trireme_py.errors import ConfigError
 
 
@@ -26,6 +27,10 @@ class Keys(Protocol):
     def authenticator(self) -> Authenticator:
         """The same one for as long as the agent runs."""
 
+    @property
+    def not_after(self) -> float:
+        """End of the node's certificate, seconds since the Unix epoch; 0 without one. From any thread."""
+
     def step(self) -> float | None:
         """Look whether there are other keys; return the seconds until the next time, None for never."""
 
@@ -33,8 +38,9 @@ class Keys(Protocol):
 class FixedKeys:
     """Keys that stay as they are until the agent is restarted."""
 
-    def __init__(self, authenticator: Authenticator) -> None:
+    def __init__(self, authenticator: PkiAuthenticator) -> None:
         self.authenticator = authenticator
+        self.not_after = float(authenticator.certificate.not_after)
         self.on_replaced: Callable[[], None] = lambda: None
 
     def step(self) -> None:

@@ -20,12 +20,13 @@ from agent import config as configuration
 from agent.backends import make_backend
 from agent.config import AgentConfig
 from agent.conntrack import NodeConntrack
-from agent.credentials import load_pki, load_psk
 from agent.enforcement import PodEnforcement
 from agent.failmode import FailureCause, verdict_for_failure
 from agent.health import Health, Rounds
 from agent.issuing import Issuer
+from agent.keys import load_keys
 from agent.kubernetes.api import ApiServer
+from agent.kubernetes.chores import Chores
 from agent.kubernetes.mode import ClusterMode, access_of
 from agent.logs import fields
 from agent.loop import Loop
@@ -70,11 +71,11 @@ def run(folder: Path) -> None:
         reports = Reports(config, closing)
 
         api = ApiServer(access_of(config.kubernetes)) if config.kubernetes else None
-        authenticator = load_authenticator(config)
+        keys = load_keys(config, api, runtime.path, stop)
         backend = make_backend(config.rules)
         outputs = Outputs(config, runtime, closing)
         runtime.write_node(_node_namespace(config))
-        enforcement = start_enforcement(config, authenticator, backend, outputs, reports.health, closing)
+        enforcement = start_enforcement(config, keys.authenticator, backend, outputs, reports.health, closing)
         engine = PolicyEngine(
             Settings((*PRIVATE_NETWORKS, *map(parse_network, map(str, config.pod_ranges))), config.audit)
         )
@@ -84,13 +85,22 @@ def run(folder: Path) -> None:
         else:
             mode = FolderMode(folder, runtime, stop)
         stop_on_signals(stop.set, mode.wake)
-        issuer = Issuer(authenticator, config.assertion_lifetime_s, os.urandom, time.time)
+        issuer = Issuer(keys.authenticator, config.assertion_lifetime_s, os.urandom, time.time)
         reconciler = Reconciler(mode.source, engine, issuer, enforcement, runtime)
         closing.callback(reconciler.stop)
-        reports.start(Parts(config, runtime, backend, outputs, enforcement, reconciler, mode), closing)
+
+        def replaced() -> None:
+            issuer.renew_all()
+            enforcement.forget_peers()
+
+        keys.on_replaced = replaced
+        reports.start(Parts(config, runtime, keys, backend, outputs, enforcement, reconciler, mode), closing)
         mode.start(closing)
         reconciler.start()
         outputs.observe.start()
+        chores = Chores([keys])
+        chores.start()
+        closing.callback(chores.stop)
 
         if not stop.is_set():
             notify("READY=1")
@@ -196,15 +206,3 @@ def allow_many_files() -> None:
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def load_authenticator(config: AgentConfig) -> Authenticator:
-    """Return what vouches for this node's pods. Raises CredentialError."""
-    paths = config.credentials
-    if config.mode == "psk":
-        if paths.preshared_key is None:
-            raise ConfigError("spec.credentials.presharedKey: missing")
-        return load_psk(paths.preshared_key, config.trust_domain)
-    if paths.key is None or paths.certificate is None or paths.authority is None:
-        raise ConfigError("spec.credentials: key, certificate and authority are needed")
-    return load_pki(paths.key, paths.certificate, paths.authority, config.trust_domain, time.time())

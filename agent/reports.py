@@ -14,6 +14,7 @@ from importlib.metadata import version
 from agent.config import AgentConfig
 from agent.enforcement import PodEnforcement
 from agent.health import Health, HealthServer
+from agent.keys import Keys
 from agent.metrics import BuildInfo, MetricsServer, Reading, make_registry
 from agent.mode import Mode
 from agent.outputs import Outputs
@@ -29,6 +30,7 @@ class Parts:
 
     config: AgentConfig
     runtime: RuntimeDirectory
+    keys: Keys
     backend: RuleBackend
     outputs: Outputs
     enforcement: PodEnforcement
@@ -124,5 +126,6 @@ def status_of(parts: Parts, info: BuildInfo, health: Health, began_s: float) -> 
             queues.packets, queues.kernel_dropped + queues.user_dropped, queues.backlog, sum(queues.errors.values())
         ),
         identities_until=moment(reading.assertion_not_after) if reading.assertion_not_after else None,
+        certificate_until=moment(parts.keys.not_after) if parts.keys.not_after else None,
         problems=tuple(map(str, reconciler.problems[:PROBLEMS])),
     )
