@@ -17,6 +17,7 @@ from agent.kubernetes.discovery import Discovery
 from agent.kubernetes.holding import Holding
 from agent.kubernetes.inbox import Inbox
 from agent.kubernetes.lastknown import LastKnown
+from agent.kubernetes.presence import Presence
 from agent.kubernetes.reading import WatchReading
 from agent.kubernetes.reflector import Reflector
 from agent.kubernetes.resources import watched
@@ -95,6 +96,7 @@ class ClusterMode:
         self._server = CniServer(runtime.path / SOCKET, self._holding, sandboxes, config.network_namespaces)
         self.durations = Durations()
         self._pass = Pass(self.source, self._holding, engine, self.durations)
+        self._presence = Presence(config, api, runtime, engine)
 
     def start(self, closing: ExitStack) -> None:
         """Begin to watch, and to answer the CNI plugin. Raises ConfigError."""
@@ -103,6 +105,7 @@ class ClusterMode:
             closing.callback(reflector.stop)
         self._server.start()
         closing.callback(self._server.close)
+        self._presence.start(closing)
 
     def wake(self) -> None:
         """Make :meth:`follow` look whether it is to stop. May be called from a signal handler."""
@@ -123,3 +126,5 @@ class ClusterMode:
             if time.monotonic() >= due_s:
                 due_s = time.monotonic() + TICK_S
                 self._pass.run(reconciler, tick=True)
+                self._presence.tick()
+        self._presence.end()

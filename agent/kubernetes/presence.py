@@ -43,14 +43,15 @@ class Presence:
             self._departure = Departure(api, namespace, terminating)
 
     def start(self, closing: ExitStack) -> None:
-        """Come: the agent answers the CNI plugin by now. ``closing`` stops what this starts."""
+        """Follow the installation; ``closing`` ends it."""
         if self._departure is not None:
             self._departure.start()
             closing.callback(self._departure.stop)
-        self.tick()
 
     def tick(self) -> None:
-        """Put back what somebody took away. To be called once a second."""
+        """Put into place what is not there, or not any more. To be called once a second by an agent that is ready:
+        pods start to wait for it here.
+        """
         problems = self._installation.repair() if self._installation else ()
         for text in set(problems) - set(self.problems):
             log.warning("pods are not held from their start", extra=fields(problem=text))
