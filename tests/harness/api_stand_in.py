@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -276,6 +277,14 @@ class Handler(BaseHTTPRequestHandler):
     def chunk(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
         self.wfile.flush()
+
+
+def wait_until(done: Callable[[], bool]) -> bool:
+    """Look every few milliseconds: for what tells nobody that it has happened."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not done() and time.monotonic() < deadline:
+        threading.Event().wait(0.005)
+    return done()
 
 
 def line(kind: str, item: Object) -> bytes:

@@ -47,8 +47,9 @@ class Places:
         self._places[uid] = path
         return path
 
-    def forget(self, uid: str) -> None:
-        self._places.pop(uid)
+    def put(self, uid: str, path: Path) -> None:
+        """Say that the pod with this uid is in the namespace at ``path``."""
+        self._places[uid] = path
 
     def locate(self, pod: Pod) -> Path | None:
         path = self._places.get(pod.uid)
@@ -92,7 +93,7 @@ class ClusterRig:
         self.reconciler = Reconciler(self.source, self.engine, issuer, self.kernel, self.runtime)
         api = ApiServer(Access("127.0.0.1", self.port, tls=False))
         self._reflectors = [Reflector(api, resource, self.inbox, QUICK) for resource in resources]
-        self.holding = Holding(self.source, lambda: self._reflectors[-1].trouble, refuse=self.refuse)
+        self.holding = Holding(self.source, self.trouble, refuse=self.refuse)
         self.durations = Durations()
         self.turn = Pass(self.source, self.holding, self.engine, self.durations)
         for reflector in self._reflectors:
@@ -107,6 +108,10 @@ class ClusterRig:
         self._reflectors = []
         self.reconciler.stop()
         self.inbox.close()
+
+    def trouble(self) -> str:
+        """Why nothing is heard of pods."""
+        return self._reflectors[-1].trouble
 
     def tick(self) -> None:
         self.turn.run(self.reconciler, tick=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -14,7 +14,18 @@ from agent.kubernetes.api import Access, ApiServer
 from agent.kubernetes.inbox import Inbox
 from agent.kubernetes.reflector import PAGE, Reflector, Timing
 from agent.kubernetes.resources import Known, Resource, watched
-from tests.harness.api_stand_in import PATIENCE_S, ApiStandIn, Fault, Handler, body, hang, line, status, stream
+from tests.harness.api_stand_in import (
+    PATIENCE_S,
+    ApiStandIn,
+    Fault,
+    Handler,
+    body,
+    hang,
+    line,
+    status,
+    stream,
+    wait_until,
+)
 
 NAMESPACES, CLUSTER_POLICIES, POLICIES, PODS = watched("node-1")
 QUICK = Timing(away=(0.001, 0.01), refused=(0.001, 0.01), not_served=0.01)
@@ -67,14 +78,6 @@ def watching(
 def server() -> Iterator[ApiStandIn]:
     with ApiStandIn("namespaces", "networkpolicies", "pods") as server:
         yield server
-
-
-def wait_until(done: Callable[[], bool]) -> bool:
-    """Look every few milliseconds: for what tells nobody that it has happened."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not done() and time.monotonic() < deadline:
-        threading.Event().wait(0.005)
-    return done()
 
 
 def policy(server: ApiStandIn, name: str) -> str:
