@@ -13,6 +13,7 @@ import click
 COMMANDS: Final = {
     "agent": "Run the node agent.",
     "ca": "Make and use the certificate authority of a trust domain.",
+    "check": "Check what this node can and cannot do, and how its agent is.",
     "cleanup": "Remove every rule and file the agent left in the namespaces it held.",
     "demo": "Beer of the day: see identity enforced on this machine.",
     "install": "End the installation of agents in a cluster.",

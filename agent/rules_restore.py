@@ -180,19 +180,37 @@ def _run(argv: list[str], stdin: str = "") -> str:
     return done.stdout
 
 
+def attempt(variant: Variant) -> RestoreBackend:
+    """Return the back end of ``variant`` after writing all our rules into a scratch namespace with it.
+
+    Raises KernelError with what it answered.
+    """
+    backend = RestoreBackend(variant)
+    rules = PodRules(Marks(), FIRST_EPOCH)
+    netns.run_inside_new(lambda: backend._apply_here(rules))
+    return backend
+
+
+def takes(variant: Variant, family: Family, table: str, rule: ruleset.Words) -> bool:
+    """Tell whether ``rule`` can be written with ``variant``, in PREROUTING of a scratch namespace."""
+    backend = RestoreBackend(variant)
+    text = f"*{table}\n{ruleset.line('-A', 'PREROUTING', rule)}\nCOMMIT\n"
+    try:
+        netns.run_inside_new(lambda: backend._restore(family, text))
+    except KernelError:
+        return False
+    return True
+
+
 def probe() -> RestoreBackend:
     """Return a back end that works on this machine, found by writing all our rules into a scratch namespace.
 
     Raises :class:`KernelError` with the answer of each variant if none does.
     """
-    rules = PodRules(Marks(), FIRST_EPOCH)
     refusals = []
     for variant in Variant:
-        backend = RestoreBackend(variant)
         try:
-            netns.run_inside_new(lambda backend=backend: backend._apply_here(rules))  # type: ignore[misc]
+            return attempt(variant)
         except KernelError as error:
             refusals.append(str(error))
-        else:
-            return backend
     raise KernelError("no iptables variant can queue packets here:\n  " + "\n  ".join(refusals))

@@ -301,7 +301,7 @@ def render_apply(present: Tables, rules: RuleSet, family: Family) -> str:
         there = present.get(table, {})
         lines.append(f"*{table}")
         lines += (f":{chain} - [0:0]" for chain in chains)
-        lines += (_line("-A", chain, rule) for chain, held in chains.items() for rule in held)
+        lines += (line("-A", chain, rule) for chain, held in chains.items() for rule in held)
         lines += _delete_jumps(there)
         lines += (f"-I {chain} 1 {_join(jump)}" for chain, jump in rules.jumps[table].items())
         lines += _delete_chains([chain for chain in there if chain.startswith(PREFIX) and chain not in chains])
@@ -311,7 +311,7 @@ def render_apply(present: Tables, rules: RuleSet, family: Family) -> str:
 
 def render_epoch(rules: PodRules) -> str:
     """Return the text for ``iptables-restore -n`` that changes the epoch alone; the same for both families."""
-    refill = (_line("-A", EPOCH_CHAIN, rule) for rule in epoch_chain(rules))
+    refill = (line("-A", EPOCH_CHAIN, rule) for rule in epoch_chain(rules))
     return "\n".join(("*mangle", f":{EPOCH_CHAIN} - [0:0]", *refill, "COMMIT")) + "\n"
 
 
@@ -329,7 +329,7 @@ def render_remove(present: Tables) -> str:
 
 def _delete_jumps(chains: Mapping[str, Sequence[Words]]) -> list[str]:
     foreign = ((chain, held) for chain, held in chains.items() if not chain.startswith(PREFIX))
-    return [_line("-D", chain, rule) for chain, held in foreign for rule in held if is_ours(rule)]
+    return [line("-D", chain, rule) for chain, held in foreign for rule in held if is_ours(rule)]
 
 
 def _delete_chains(chains: list[str]) -> list[str]:
@@ -337,7 +337,8 @@ def _delete_chains(chains: list[str]) -> list[str]:
     return [f"-F {chain}" for chain in chains] + [f"-X {chain}" for chain in chains]
 
 
-def _line(command: str, chain: str, rule: Words) -> str:
+def line(command: str, chain: str, rule: Words) -> str:
+    """Return one line for ``iptables-restore``."""
     return f"{command} {chain} {_join(rule)}"
 
 
