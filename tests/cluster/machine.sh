@@ -44,5 +44,4 @@ mount --make-rshared /
 
 echo ready
 # Who ignores this signal never has to collect processes that others left behind.
-trap '' CHLD
-exec sleep infinity >/dev/null 2>&1
+exec env --ignore-signal=CHLD sleep infinity >/dev/null 2>&1
