@@ -24,7 +24,7 @@ from agent.ruleset import PodRules, Words
 from agent.status import Status
 from trireme_py.errors import KernelError
 
-CAPABILITIES: Final = {"NET_ADMIN": 12, "SYS_ADMIN": 21}  # include/uapi/linux/capability.h
+CAPABILITIES: Final = {"NET_ADMIN": 12, "NET_RAW": 13, "SYS_ADMIN": 21}  # include/uapi/linux/capability.h
 FILES_PER_POD: Final = 4
 PODS: Final = 250
 """More than a kubelet takes by default (110)."""
@@ -73,11 +73,11 @@ def kernel() -> Iterator[Check]:
     """Ask the kernel of this machine."""
     lacking = missing_capabilities(Path("/proc/self/status").read_text(encoding="ascii"))
     if lacking:
-        text = f"this process lacks {' and '.join(lacking)}: the kernel cannot be asked"
+        text = f"this process lacks {', '.join(lacking)}: the kernel cannot be asked"
         step = "run it as root; in a cluster: kubectl -n trireme-system exec daemonset/trireme-agent -- trireme check"
         yield _error("kernel", "k-caps", text, step)
         return
-    yield _passed("kernel", "k-caps", f"capabilities {' and '.join(CAPABILITIES)}")
+    yield _passed("kernel", "k-caps", f"capabilities {', '.join(CAPABILITIES)}")
     try:
         netns.run_inside_new(lambda: None)
     except KernelError as error:

@@ -88,9 +88,9 @@ def test_every_check_is_documented_and_nothing_else() -> None:
 
 
 def test_capabilities_are_read_from_the_process_status() -> None:
-    assert checks.missing_capabilities("Name:\tx\nCapEff:\t0000000000201000\n") == []
-    assert checks.missing_capabilities("CapEff:\t0000000000001000\n") == ["SYS_ADMIN"]
-    assert checks.missing_capabilities("CapEff:\t0000000000000000\n") == ["NET_ADMIN", "SYS_ADMIN"]
+    assert checks.missing_capabilities("Name:\tx\nCapEff:\t0000000000203000\n") == []
+    assert checks.missing_capabilities("CapEff:\t0000000000003000\n") == ["SYS_ADMIN"]
+    assert checks.missing_capabilities("CapEff:\t0000000000000000\n") == ["NET_ADMIN", "NET_RAW", "SYS_ADMIN"]
 
 
 def test_each_match_and_target_of_a_rule_is_tried_by_itself() -> None:

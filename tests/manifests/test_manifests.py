@@ -59,14 +59,14 @@ def test_every_role_is_bound_once_and_to_an_account_that_is_used(name: str) -> N
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_the_agent_has_two_capabilities_and_no_other_power_over_the_node(name: str) -> None:
+def test_the_agent_has_three_capabilities_and_no_other_power_over_the_node(name: str) -> None:
     spec = pod_specs(overlay(name))["DaemonSet/trireme-agent"]
     assert not {"hostPID", "hostIPC", "shareProcessNamespace"} & spec.keys()
     (container,) = spec["containers"]
     assert "initContainers" not in spec
     security = container["securityContext"]
     assert "privileged" not in security
-    assert security["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "SYS_ADMIN"]}
+    assert security["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW", "SYS_ADMIN"]}
     assert security["readOnlyRootFilesystem"] is True
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     paths = {volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
