@@ -13,12 +13,13 @@ from trireme_py.endpoint import (
     explain,
     hold,
     judge,
+    note_identity,
     release_held,
 )
 from trireme_py.errors import BadPacket
 from trireme_py.flows import BoundedTable, ClientFlow, Live
 from trireme_py.handshake import AWAITING_ACK, AWAITING_SYN_ACK, State, Step, advance
-from trireme_py.model import Address, Decision, Direction, DropReason, Instant, Result, Verdict
+from trireme_py.model import Address, Decision, Direction, DropReason, Instant, Reason, Result, Verdict
 from trireme_py.packet import (
     ACK,
     FIN,
@@ -167,6 +168,7 @@ class ClientSide:
         evident = check_ends(shared, turn.pod, flow.key, answer.server, answer.client)
         if not evident and shared.settings.require_translation_evidence:
             return self._start_over_bare(turn, flow, turn.pod.unanswered, DropReason.UNEXPLAINED_TRANSLATION)
+        note_identity(shared, turn, *answer.server)
         decision = judge(
             shared, turn, Direction.EGRESS, flow.key, identity=peer.identity, address=answer.server[0],
             port=answer.server[1], isn=flow.isn, proven=True,
@@ -287,8 +289,9 @@ class ClientSide:
     def _admit(self, turn: Turn, flow: ClientFlow) -> None:
         address, port = self._server_of(flow)
         identity = flow.peer.identity if flow.peer else None
-        self._judge_server(turn, flow, announce_allow=True)
-        live = Live(Direction.EGRESS, identity, address, port, turn.pod.policy, flow.isn)
+        decision = self._judge_server(turn, flow, announce_allow=True)
+        tolerated = decision.reason is Reason.NOT_YET_IDENTIFIED
+        live = Live(Direction.EGRESS, identity, address, port, turn.pod.policy, flow.isn, tolerated=tolerated)
         turn.pod.live.put(flow.key, live, turn.now.mono_ns)
         self._remember(turn, flow)
 

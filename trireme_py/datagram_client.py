@@ -29,7 +29,7 @@ from trireme_py.datagram_messages import (
 from trireme_py.endpoint import Endpoint, Shared, Turn, drop_held, hold, judge, release_held, unmark
 from trireme_py.errors import BadPacket
 from trireme_py.flows import Live
-from trireme_py.model import Address, Direction, DropReason, Hook, Instant, Release, Result, Verdict
+from trireme_py.model import Address, Direction, DropReason, Hook, Instant, Reason, Release, Result, Verdict
 from trireme_py.packet import Packet
 from trireme_py.relay import check_ends
 from trireme_py.surplus import Datagram, read_datagram_untrusted, room_for, with_message, without_message
@@ -159,10 +159,14 @@ class DatagramClient:
         if pod.datagrams.clients.get(flow.key) is flow:
             pod.datagrams.clients.pop(flow.key)
         decision = judge(
-            self._shared, turn, Direction.EGRESS, flow.key, identity=None, address=flow.key[3], port=flow.key[4]
+            self._shared, turn, Direction.EGRESS, flow.key, identity=None, address=flow.key[3], port=flow.key[4],
+            announce_allow=True,
         )  # fmt: skip
-        if decision.allowed:  # policy has changed while it waited
-            released = release_held(pod, flow.held, accept_last=False)
+        if decision.allowed:  # policy has changed while it waited, or agents are being installed
+            tolerated = decision.reason is Reason.NOT_YET_IDENTIFIED
+            live = Live(Direction.EGRESS, None, flow.key[3], flow.key[4], pod.policy, tolerated=tolerated)
+            pod.live_datagrams.put(flow.key, live, now.mono_ns)
+            released = release_held(pod, flow.held, accept_last=True)
             self._shared.orphans += ((pod.number, release) for release in released)
             return
         drop_held(self._shared, pod, flow.held, DropReason.POLICY)

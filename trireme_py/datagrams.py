@@ -7,7 +7,7 @@ from trireme_py.datagram_client import DatagramClient
 from trireme_py.datagram_flows import DatagramTables, Stage
 from trireme_py.datagram_messages import message_type_untrusted
 from trireme_py.datagram_server import DatagramServer, again_towards_sender
-from trireme_py.endpoint import Endpoint, Shared, Turn, drop_held, is_pod_address
+from trireme_py.endpoint import Endpoint, Shared, Turn, drop_held, is_pod_address, note_identity
 from trireme_py.errors import BadPacket
 from trireme_py.established import Established
 from trireme_py.model import Address, Direction, DropReason, Hook, Instant, Result
@@ -83,6 +83,7 @@ class Datagrams:
         pod = turn.pod
         tables = pod.datagrams
         if datagram.message is not None:
+            note_identity(self._shared, turn, turn.packet.source, turn.packet.source_port)
             if pod.identity is not None and turn.packet.source in self._shared.settings.identity_scope:
                 return self._message(turn, datagram, datagram.message)
             if datagram.sealed:
