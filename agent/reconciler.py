@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -75,6 +75,7 @@ class Reconciler:
         self._issuer = issuer
         self._enforcement = enforcement
         self._runtime = runtime
+        self._installing = engine.snapshot.settings.installing
         self._wanted: dict[str, _Wanted] = {}
         self._bound: dict[str, _Bound] = {}
         self._recorded: dict[str, Recorded] = {}
@@ -129,6 +130,13 @@ class Reconciler:
         issued = [bound.issued for bound in tuple(self._bound.values())]
         return min((one.identity.not_after for one in issued if one is not None), default=0.0)
 
+    def set_installing(self, installing: bool) -> None:
+        """Say whether agents are still being installed on other nodes; in force within a second, also on what is live.
+
+        May be called from any thread.
+        """
+        self._installing = installing
+
     def start(self) -> None:
         """Take over what an earlier agent left, and bring what the source says into force.
 
@@ -146,6 +154,7 @@ class Reconciler:
     def tick(self) -> None:
         """Renew what is due, notice namespaces that came or went, and try again what failed."""
         self._ticks += 1
+        self._settle()
         if self._source.stale():
             self._bring(everything=True)
         else:
@@ -164,7 +173,13 @@ class Reconciler:
             self._enforcement.detach(bound.endpoint)
         self._bound.clear()
 
+    def _settle(self) -> None:
+        settings = self._engine.snapshot.settings
+        if settings.installing is not self._installing:
+            self._engine.set_settings(replace(settings, installing=self._installing))
+
     def _bring(self, *, everything: bool = False) -> None:
+        self._settle()
         if self._source.feed(self._engine) or everything:
             self._reconcile()
         else:

@@ -200,6 +200,23 @@ def test_only_pods_whose_policy_changed_get_a_new_epoch(rig: Rig) -> None:
     assert not rig.kernel.policies[2].isolated(Direction.INGRESS)
 
 
+def test_an_installation_begins_and_ends_for_live_connections_too(rig: Rig) -> None:
+    rig.namespace("a")
+    rig.pod("a")
+    rig.write("policy.yaml", DENY_ALL)
+    rig.reconciler.set_installing(True)
+    rig.reconciler.start()
+    assert rig.kernel.take() == [("attach", "shop/a", "a", 1)]
+    assert rig.engine.snapshot.view("shop", "a").installing
+    rig.reconciler.set_installing(False)
+    assert rig.kernel.take() == [], "another thread says so; this one does it"
+    rig.reconciler.tick()
+    assert rig.kernel.take() == [("policy", 1, 2)]
+    assert not rig.engine.snapshot.view("shop", "a").installing
+    rig.reconciler.tick()
+    assert rig.kernel.take() == []
+
+
 def test_a_broken_policy_leaves_the_one_in_force_and_other_files_apply(rig: Rig) -> None:
     rig.namespace("a")
     rig.pod("a")
