@@ -24,10 +24,12 @@ from agent.kubernetes.api import Access, ApiServer
 from agent.kubernetes.calls import ApiRefused, call
 from agent.kubernetes.csr import LIFETIME_S, REQUESTS, NodeKeys, load_from_cluster, signing_request
 from agent.kubernetes.leases import Announcer, Installation, finish
+from agent.lab import Lab
 from policy.objects import Pod
 from tests.cluster import images, pki
 from tests.cluster.cluster import Cluster
 from tests.cluster.layout import API_PORT
+from tests.harness.agent_process import AgentProcess, Configuration, trireme
 from trireme_py.identities import Identities
 from trireme_py.model import Instant
 
@@ -44,6 +46,12 @@ CERTIFICATES = "certificates.k8s.io"
 RIGHTS: dict[str, list[dict[str, list[str]]]] = {
     AGENT: [
         {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list"]},
+        {"apiGroups": [""], "resources": ["pods", "namespaces"], "verbs": ["list", "watch"]},
+        {
+            "apiGroups": ["networking.k8s.io", "policy.networking.k8s.io"],
+            "resources": ["networkpolicies", "clusternetworkpolicies"],
+            "verbs": ["list", "watch"],
+        },
         {"apiGroups": [CERTIFICATES], "resources": ["certificatesigningrequests"], "verbs": ["create", "get"]},
     ],
     SIGNER: [
@@ -78,11 +86,27 @@ class Site:
     def api(self, token: str) -> ApiServer:
         return ApiServer(Access("127.0.0.1", API_PORT, authority=pki.certificate_file("ca"), token=token))
 
-    def on(self, node: str) -> ApiServer:
-        """The API server as the agent on ``node`` reaches it: with the token of its pod."""
+    def token_on(self, node: str) -> str:
+        """The token that the kubelet gives to the agent's pod on ``node``."""
         pod = json.loads(self.cluster.kubectl("-n", self.namespace, "get", "pod", f"agent-{node}", "-o", "json"))
         bound = ("--bound-object-kind=Pod", f"--bound-object-name=agent-{node}")
-        return self.api(self.token(AGENT, *bound, f"--bound-object-uid={pod['metadata']['uid']}"))
+        return self.token(AGENT, *bound, f"--bound-object-uid={pod['metadata']['uid']}")
+
+    def on(self, node: str) -> ApiServer:
+        """The API server as the agent on ``node`` reaches it."""
+        return self.api(self.token_on(node))
+
+    def kubeconfig(self, name: str, token: str, port: int = API_PORT) -> Path:
+        cluster = {"server": f"https://127.0.0.1:{port}", "certificate-authority": str(pki.certificate_file("ca"))}
+        config = {
+            "current-context": "test",
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+            "clusters": [{"name": "test", "cluster": cluster}],
+            "users": [{"name": "test", "user": {"token": token}}],
+        }
+        path = self.folder / f"{name}.kubeconfig"
+        path.write_text(yaml.safe_dump(config))
+        return path
 
     def directory(self, node: str) -> Path:
         directory = self.folder / node
@@ -160,22 +184,7 @@ def site(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.fixture(scope="module")
 def signer(site: Site) -> Iterator[Site]:
     """The site with two signers at work, as their own service account."""
-    config = {
-        "current-context": "test",
-        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-        "clusters": [
-            {
-                "name": "test",
-                "cluster": {
-                    "server": f"https://127.0.0.1:{API_PORT}",
-                    "certificate-authority": str(pki.certificate_file("ca")),
-                },
-            }
-        ],
-        "users": [{"name": "test", "user": {"token": site.token(SIGNER)}}],
-    }
-    kubeconfig = site.folder / "signer.kubeconfig"
-    kubeconfig.write_text(yaml.safe_dump(config))
+    kubeconfig = site.kubeconfig("signer", site.token(SIGNER))
     command = [sys.executable, "-m", "agent.cli", "signer", "--ca", str(site.folder / "ca")]
     command += ["--agent", f"{site.namespace}/{AGENT}", "--kubeconfig", str(kubeconfig)]
     with (site.folder / "signer.log").open("wb") as log:
@@ -247,6 +256,36 @@ def test_the_agent_may_neither_approve_nor_sign(signer: Site) -> None:
     for subresource in ("approval", "status"):
         with pytest.raises(ApiRefused, match="403"):
             call(api, "PUT", f"{REQUESTS}/{name}/{subresource}", dict[str, Any], raw)
+
+
+def test_an_agent_gets_its_certificate_and_needs_nobody_when_it_is_started_again(signer: Site, tmp_path: Path) -> None:
+    """The agent itself, beside the cluster's nodes: it sees the pods of one, and none of their namespaces."""
+    node = signer.nodes[0]
+    token = signer.token_on(node)
+
+    def agent(lab: Lab, port: int) -> AgentProcess:
+        kubeconfig = signer.kubeconfig("agent", token, port)
+        kubernetes = f"{{node: {node}, kubeconfig: {kubeconfig}, networkNamespaces: [{tmp_path}]}}"
+        authority = f"{{authority: {signer.folder / 'ca/ca.crt'}}}"
+        fields = {"trustDomain": TRUST_DOMAIN, "mode": "pki", "credentials": authority, "kubernetes": kubernetes}
+        root = tmp_path / str(port)
+        root.mkdir()
+        configuration = Configuration(
+            root, str(lab.router.path), **fields, runtimeDirectory=str(tmp_path / "run"), metrics="'off'"
+        )
+        configuration.remove("namespace.yaml")
+        return AgentProcess(configuration)
+
+    with Lab("keys") as lab:
+        with agent(lab, API_PORT) as first:
+            first.wait_for("asked for a certificate", f"node={node}")
+            key = first.wait_for("certificate in use").partition("key=")[2].split()[0]
+            shown = trireme("status", "--runtime-directory", str(tmp_path / "run")).stdout
+            assert "pki of cluster.local" in shown
+            assert "certificate valid for 7 d" in shown
+        with agent(lab, 9) as second:  # discard: nobody listens
+            assert f"key={key}" in second.wait_for("certificate in use")
+            assert not any("asked for a certificate" in line for line in second.lines)
 
 
 # -- Announcements ----------------------------------------------------------------------------------------------------
