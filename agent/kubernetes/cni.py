@@ -46,6 +46,8 @@ READ_PATIENCE_S: Final = 10.0
 MAX_PATIENCE_S: Final = 600.0
 ANSWER_MARGIN_S: Final = 0.5
 """The plugin gives up at its deadline; what went wrong is known, and said, this much earlier."""
+CLOSE_S: Final = 0.5
+"""How often a server with all hands full looks whether it is to close."""
 REQUESTS: Final = 128
 """At a time, a thread each; a kubelet has 110 pods by default. More wait in the listener's backlog."""
 
@@ -154,7 +156,8 @@ class CniServer:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            self._free.acquire()
+            if not self._free.acquire(timeout=CLOSE_S):
+                continue
             try:
                 connection, _ = self._listener.accept()
                 threading.Thread(target=self._serve, args=(connection,), name="cni-request", daemon=True).start()

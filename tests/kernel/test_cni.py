@@ -221,6 +221,23 @@ def test_pods_that_are_held_do_not_keep_others_from_leaving(site: Site, starts: 
     assert len(starts.asked) == 40
 
 
+def test_a_server_with_all_hands_full_closes(site: Site, starts: Recorder) -> None:
+    go, full = threading.Event(), threading.Barrier(REQUESTS + 1)
+    starts._hold = lambda _: (full.wait(), go.wait(), None)[2]
+    environment = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", **OF_POD}
+    said = "".join(f"{name}={value}\0" for name, value in environment.items()).encode()
+    text = json.dumps(stanza(site.path, prevResult=BARE)).encode()
+    waiting = [socket.socket(socket.AF_UNIX) for _ in range(REQUESTS)]
+    for one in waiting:
+        one.connect(str(site.path))
+        one.sendall(REQUEST.pack(MAGIC, 600_000, len(said), len(text)) + said + text)
+    full.wait()
+    site.server.close()
+    go.set()
+    for one in waiting:
+        one.close()
+
+
 def test_the_next_agent_holds_what_the_last_one_left(tmp_path: Path, plugin: Path) -> None:
     asked, never = threading.Event(), threading.Event()
 
