@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from agent.durations import Durations
 from agent.failmode import FailureCause
 from agent.flowlog import verdict_of
-from agent.kubernetes.reading import REASONS, WatchReading
+from agent.kubernetes.reading import REASONS, ClusterReading, WatchReading
 from agent.logs import fields
 from agent.serving import HttpServer
 from trireme_py.model import Direction, DropReason, FlowEvent, Reason
@@ -96,8 +96,11 @@ class Reading:
     observe_slow: int = 0
     policy_apply: Durations = field(default_factory=Durations)
     """From the arrival of a change to its being in force."""
-    watches: Mapping[str, WatchReading] = field(default_factory=dict)
-    """In a cluster: by resource."""
+    not_enforced: int = 0
+    certificate_not_after: float = 0.0
+    """End of this node's certificate, seconds since the Unix epoch; 0 without one."""
+    cluster: ClusterReading | None = None
+    """None in standalone mode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +166,9 @@ class AgentCollector(Collector):
             buckets=reading.policy_apply.buckets(),
             sum_value=reading.policy_apply.sum_s,
         )
-        yield from _watches(reading.watches)
+        if reading.cluster is not None:
+            yield from _watches(reading.cluster.watches)
+            yield from _pods(reading.cluster)
 
 
 _COUNTERS: Final[tuple[tuple[str, str, Callable[[Reading], float]], ...]] = (
@@ -192,6 +197,11 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[Reading], float]], ...]] = (
     ("trireme_connections_half_open", "Exchanges under way.", lambda r: r.half_open),
     ("trireme_connections_established", "Judged connections the data path remembers.", lambda r: r.established),
     ("trireme_local_endpoints", "Pods enforced on this machine.", lambda r: r.endpoints),
+    (
+        "trireme_pods_not_enforced",
+        "Pods the agent knows and does not enforce: of other machines, or not yet.",
+        lambda r: r.not_enforced,
+    ),
     ("trireme_policies", "Policies in force.", lambda r: r.policies),
     ("trireme_policy_revision", "Revision of pods and policies in force.", lambda r: r.policy_revision),
     ("trireme_config_problems", "Problems in the configuration folder.", lambda r: r.config_problems),
@@ -199,6 +209,11 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[Reading], float]], ...]] = (
         "trireme_assertion_not_after_timestamp_seconds",
         "Earliest end of validity of the local identities; 0 without pods.",
         lambda r: r.assertion_not_after,
+    ),
+    (
+        "trireme_certificate_not_after_timestamp_seconds",
+        "End of validity of this node's certificate; 0 without one.",
+        lambda r: r.certificate_not_after,
     ),
 )
 
@@ -225,7 +240,16 @@ def _watches(readings: Mapping[str, WatchReading]) -> Iterator[Metric]:
         for reason in REASONS:
             restarts.add_metric((resource, reason), reading.restarts.get(reason, 0))
         last.add_metric((resource,), reading.last_event)
-    yield from (events, restarts, last) if readings else ()
+    yield from (events, restarts, last)
+
+
+def _pods(reading: ClusterReading) -> Iterator[Metric]:
+    starts = CounterMetricFamily("trireme_pod_starts", "Pods that the CNI plugin asked about.", labels=("result",))
+    starts.add_metric(("held",), reading.held)
+    starts.add_metric(("refused",), reading.refused)
+    yield starts
+    text = "Pods of this node that rules cannot hold."
+    yield GaugeMetricFamily("trireme_pods_unprotected", text, value=len(reading.unprotected))
 
 
 def make_registry(info: BuildInfo, read: Callable[[], Reading]) -> CollectorRegistry:

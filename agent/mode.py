@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Protocol
 
 from agent.durations import Durations
-from agent.kubernetes.reading import WatchReading
+from agent.kubernetes.reading import ClusterReading
 from agent.reconciler import Reconciler
 from agent.source import Source
 
@@ -28,8 +27,8 @@ class Mode(Protocol):
     def wake(self) -> None:
         """Make :meth:`follow` look whether it is to stop. May be called from a signal handler."""
 
-    def watches(self) -> Mapping[str, WatchReading]:
-        """Return the counters of the API server's watches, by resource."""
+    def read(self) -> ClusterReading | None:
+        """Return what there is in a cluster alone, None elsewhere. May be called from any thread."""
 
     def follow(self, reconciler: Reconciler) -> None:
         """Call ``reconciler`` when there is news and once a second, until told to stop."""

@@ -15,6 +15,7 @@ from agent.config import AgentConfig
 from agent.enforcement import PodEnforcement
 from agent.health import Health, HealthServer
 from agent.keys import Keys
+from agent.kubernetes.reading import ClusterReading
 from agent.metrics import BuildInfo, MetricsServer, Reading, make_registry
 from agent.mode import Mode
 from agent.outputs import Outputs
@@ -90,7 +91,9 @@ def reading_of(parts: Parts) -> Reading:
         observe_dropped=outputs.observe.dropped,
         observe_slow=outputs.observe.slow_subscribers,
         policy_apply=parts.mode.durations,
-        watches=parts.mode.watches(),
+        not_enforced=reconciler.summary()["not_enforced"],
+        certificate_not_after=parts.keys.not_after,
+        cluster=parts.mode.read(),
     )
 
 
@@ -100,7 +103,7 @@ def status_of(parts: Parts, info: BuildInfo, health: Health, began_s: float) -> 
     flows: Counter[str] = Counter()
     for (_, verdict, _), count in reading.flows.items():
         flows[verdict] += count
-    queues = reading.queues
+    queues, cluster = reading.queues, reading.cluster or ClusterReading()
     return Status(
         version=info.version,
         kind="kubernetes" if config.kubernetes else "standalone",
@@ -115,7 +118,7 @@ def status_of(parts: Parts, info: BuildInfo, health: Health, began_s: float) -> 
         silent=tuple(health.silent()),
         missing=tuple(health.missing()),
         pods=reading.endpoints,
-        not_enforced=reconciler.summary()["not_enforced"],
+        not_enforced=reading.not_enforced,
         policies=reading.policies,
         revision=reading.policy_revision,
         flows=dict(flows),
@@ -127,5 +130,6 @@ def status_of(parts: Parts, info: BuildInfo, health: Health, began_s: float) -> 
         ),
         identities_until=moment(reading.assertion_not_after) if reading.assertion_not_after else None,
         certificate_until=moment(parts.keys.not_after) if parts.keys.not_after else None,
-        problems=tuple(map(str, reconciler.problems[:PROBLEMS])),
+        unprotected=tuple(f"{pod}: {why}" for pod, why in sorted(cluster.unprotected.items())[:PROBLEMS]),
+        problems=(*cluster.problems, *map(str, reconciler.problems[:PROBLEMS])),
     )

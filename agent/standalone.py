@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -12,7 +12,6 @@ from typing import Final
 from agent import netns
 from agent.durations import Durations
 from agent.folder import Folder, FolderReader
-from agent.kubernetes.reading import WatchReading
 from agent.runtime import RuntimeDirectory
 from agent.source import Candidate, inode_of
 from agent.watching import Follower, follow
@@ -91,8 +90,8 @@ class FolderMode:
     def wake(self) -> None:
         """Nothing to do: what waits, waits for ``stop``."""
 
-    def watches(self) -> Mapping[str, WatchReading]:
-        return {}
+    def read(self) -> None:
+        """There is nothing that is not in standalone mode."""
 
     def follow(self, reconciler: Follower) -> None:
         follow(self._folder, _Timed(reconciler, self.durations), self._stop)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Final
 
@@ -18,7 +17,7 @@ from agent.kubernetes.holding import Holding
 from agent.kubernetes.inbox import Inbox
 from agent.kubernetes.lastknown import LastKnown
 from agent.kubernetes.presence import Presence
-from agent.kubernetes.reading import WatchReading
+from agent.kubernetes.reading import ClusterReading
 from agent.kubernetes.reflector import Reflector
 from agent.kubernetes.resources import watched
 from agent.kubernetes.sandboxes import RECORD, Sandboxes
@@ -111,9 +110,14 @@ class ClusterMode:
         """Make :meth:`follow` look whether it is to stop. May be called from a signal handler."""
         self._inbox.wake()
 
-    def watches(self) -> Mapping[str, WatchReading]:
-        """Return the counters of each watch, by resource."""
-        return {one.resource.name: one.reading for one in self._reflectors}
+    def read(self) -> ClusterReading:
+        return ClusterReading(
+            watches={one.resource.name: one.reading for one in self._reflectors},
+            held=self._server.held,
+            refused=self._server.refused,
+            unprotected=self.source.unholdable,
+            problems=self._presence.problems,
+        )
 
     def follow(self, reconciler: Reconciler) -> None:
         """Bring what the API server and the runtime say into force, and tick once a second, until told to stop."""

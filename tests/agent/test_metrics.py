@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.durations import Durations
-from agent.kubernetes.reading import REASONS, WatchReading
+from agent.kubernetes.reading import REASONS, ClusterReading, WatchReading
 from agent.metrics import BuildInfo, FlowCounts, MetricsServer, QueueReading, Reading, make_registry
 from agent.serving import CONNECTIONS
 from tests.harness.flow_events import event
@@ -58,6 +58,8 @@ def test_a_scrape_reports_the_reading() -> None:
         half_open=6,
         established=7,
         endpoints=2,
+        not_enforced=3,
+        certificate_not_after=1_795_600_000.0,
         policies=8,
         policy_revision=9,
         config_problems=1,
@@ -80,6 +82,8 @@ def test_a_scrape_reports_the_reading() -> None:
         "trireme_connections_half_open": 6,
         "trireme_connections_established": 7,
         "trireme_local_endpoints": 2,
+        "trireme_pods_not_enforced": 3,
+        "trireme_certificate_not_after_timestamp_seconds": 1_795_600_000.0,
         "trireme_policies": 8,
         "trireme_policy_revision": 9,
         "trireme_config_problems": 1,
@@ -98,7 +102,7 @@ def test_every_metric_is_documented_and_nothing_else() -> None:
     documented = set(re.findall(r"^\| `(trireme_\w+)`", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
     counts = FlowCounts()
     counts.publish([event()])
-    _, samples = scrape(Reading(flows=counts.read(), watches={"pods": WatchReading()}))
+    _, samples = scrape(Reading(flows=counts.read(), cluster=ClusterReading({"pods": WatchReading()})))
     assert documented == {name.partition("{")[0] for name in samples if name.startswith("trireme_")}
 
 
@@ -108,7 +112,8 @@ def test_a_change_is_counted_in_every_bucket_that_it_fits_and_each_reason_is_the
         durations.observe(seconds)
     watch = WatchReading(events=7, last_event=1_795_000_000.0)
     watch.restarts["gone"] += 1
-    _, samples = scrape(Reading(policy_apply=durations, watches={"pods": watch}))
+    cluster = ClusterReading({"pods": watch}, held=4, refused=1, unprotected={"shop/vpn": "why"})
+    _, samples = scrape(Reading(policy_apply=durations, cluster=cluster))
     name = "trireme_policy_apply_duration_seconds"
     assert [samples[f"{name}_bucket{{le={bound}}}"] for bound in ("0.0025", "0.005", "10.0", "+Inf")] == [0, 2, 2, 3]
     assert samples[f"{name}_count"] == 3
@@ -116,6 +121,9 @@ def test_a_change_is_counted_in_every_bucket_that_it_fits_and_each_reason_is_the
     assert samples["trireme_watch_restarts_total{reason=gone,resource=pods}"] == 1
     assert {f"trireme_watch_restarts_total{{reason={reason},resource=pods}}" for reason in REASONS} <= samples.keys()
     assert samples["trireme_watch_last_event_timestamp_seconds{resource=pods}"] == 1_795_000_000.0
+    assert samples["trireme_pod_starts_total{result=held}"] == 4
+    assert samples["trireme_pod_starts_total{result=refused}"] == 1
+    assert samples["trireme_pods_unprotected"] == 1
 
 
 def test_series_stay_few_and_none_ends_in_created() -> None:
@@ -128,7 +136,7 @@ def test_series_stay_few_and_none_ends_in_created() -> None:
 def test_promtool_finds_nothing() -> None:
     counts = FlowCounts()
     counts.publish([event()])
-    text, _ = scrape(Reading(flows=counts.read(), watches={"pods": WatchReading()}))
+    text, _ = scrape(Reading(flows=counts.read(), cluster=ClusterReading({"pods": WatchReading()})))
     assert complaints(text) == ""
 
 
