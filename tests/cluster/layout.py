@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
-CACHE = Path(os.environ.get("TRIREME_CLUSTER_CACHE", "/var/cache/trireme-cluster"))
+CACHE = Path(os.environ.get("TRIREME_CLUSTER_CACHE", "/var/cache/trireme-cluster")).absolute()
 """What was built, and in ``state`` the running cluster. It must lie on a file system that overlays can use."""
 
 STATE = CACHE / "state"

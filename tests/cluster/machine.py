@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -54,7 +55,7 @@ def ip(*arguments: str) -> None:
 
 def _hierarchies() -> list[Path]:
     """Where cgroup hierarchies are mounted: one folder per controller, and the unified one."""
-    mounts = (line.split() for line in Path("/proc/mounts").read_text(encoding="ascii").splitlines())
+    mounts = (line.split() for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines())
     found = [Path(where) for _, where, kind, *_ in mounts if kind in ("cgroup", "cgroup2")]
     return [path for path in found if path.is_relative_to(CGROUPS)]
 
@@ -89,16 +90,23 @@ def processes(cgroup: str) -> list[int]:
 def kill(cgroup: str) -> None:
     """Kill every process of a cgroup and of those below it, and wait until they have ended."""
     while pids := processes(cgroup):
-        waiting = []
-        for pid in pids:
-            try:
-                waiting.append(os.pidfd_open(pid))
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        for descriptor in waiting:
-            select.select([descriptor], [], [])
-            os.close(descriptor)
+        for descriptor in [_killed(pid) for pid in pids]:
+            if descriptor is not None:
+                ended = select.poll()
+                ended.register(descriptor, select.POLLIN)
+                ended.poll()
+                os.close(descriptor)
+
+
+def _killed(pid: int) -> int | None:
+    """Kill a process and return the descriptor that is readable when it has ended; None if it has already."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    return descriptor
 
 
 def _remove_cgroup(name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,7 @@ pytestmark = [
     pytest.mark.timeout(2400),
 ]
 
+PROXY_S = 60
 HOST_FOLDERS = {"netns": "/run/netns", "cni": "/etc/cni/net.d"}
 
 
@@ -77,7 +79,14 @@ def test_a_pod_reaches_a_pod_of_the_other_node(cluster: Cluster, namespace: str)
 
 
 def test_a_service_is_found_by_name(cluster: Cluster, namespace: str) -> None:
-    connect(cluster, namespace, f"pod1.{namespace}.svc.cluster.local:80")
+    deadline = time.monotonic() + PROXY_S
+    while True:
+        try:
+            connect(cluster, namespace, f"pod1.{namespace}.svc.cluster.local:80")
+            break
+        except ClusterError as error:  # kube-proxy refuses until it knows of the pod behind the Service
+            assert "REFUSED" in str(error)
+            assert time.monotonic() < deadline
     with pytest.raises(ClusterError, match="DNS"):
         connect(cluster, namespace, f"nobody.{namespace}.svc.cluster.local:80")
 
@@ -139,6 +148,15 @@ def test_an_image_that_was_loaded_runs(cluster: Cluster, namespace: str, tmp_pat
         pods.append(one)
     cluster.kubectl("-n", namespace, "apply", "-f", "-", input=yaml.safe_dump_all(pods))
     cluster.kubectl("-n", namespace, "wait", "--for=condition=Ready", "pod/loaded0", "pod/loaded1", "--timeout=60s")
+
+
+def test_no_process_is_left_behind(cluster: Cluster, namespace: str) -> None:
+    """Each container's shim is orphaned when it starts; a node must not fill with the dead."""
+    assert namespace
+    for node in cluster.nodes:
+        states = [line.split() for line in node.run("ps", "--no-headers", "-eo", "ppid,stat,comm").splitlines()]
+        assert any(command.startswith("containerd-shim") for _, _, command, *_ in states)
+        assert not [state for state in states if state[0] == "1" and state[1].startswith("Z")]
 
 
 def test_an_approved_request_is_signed(cluster: Cluster) -> None:
