@@ -28,6 +28,7 @@ from agent.keys import load_keys
 from agent.kubernetes.api import ApiServer
 from agent.kubernetes.chores import Chores
 from agent.kubernetes.mode import ClusterMode, access_of
+from agent.kubernetes.rollout import Rollout
 from agent.logs import fields
 from agent.loop import Loop
 from agent.marks import Marks
@@ -80,8 +81,10 @@ def run(folder: Path) -> None:
             Settings((*PRIVATE_NETWORKS, *map(parse_network, map(str, config.pod_ranges))), config.audit)
         )
         mode: Mode
+        rollout = None
         if config.kubernetes and api:
             mode = ClusterMode(config.kubernetes, api, runtime, engine, stop, closing)
+            rollout = Rollout(config.kubernetes, api, runtime.path)
         else:
             mode = FolderMode(folder, runtime, stop)
         stop_on_signals(stop.set, mode.wake)
@@ -96,9 +99,11 @@ def run(folder: Path) -> None:
         keys.on_replaced = replaced
         reports.start(Parts(config, runtime, keys, backend, outputs, enforcement, reconciler, mode), closing)
         mode.start(closing)
+        if rollout:
+            rollout.begin(reconciler.set_installing, stop)
         reconciler.start()
         outputs.observe.start()
-        chores = Chores([keys])
+        chores = Chores([keys, *(rollout.chores if rollout else ())])
         chores.start()
         closing.callback(chores.stop)
 
