@@ -227,7 +227,8 @@ def _enforcement(status: Status) -> Iterator[Check]:
         text = "failMode is open: packets pass unjudged while no agent runs"
         yield _warning("agent", "a-fail-open", text, "set spec.failMode to closed, or leave it and know it")
     if status.installation == "lasts":
-        text = "the installation lasts: a pod without an identity counts as not yet identified, not as an intruder"
+        nodes = f" (nodes without identities: {status.waited_for})" if status.waited_for else ""
+        text = f"the installation lasts: a pod without an identity counts as not yet identified{nodes}"
         step = "let every node have its agent; or end it now: trireme install finish"
         yield _warning("agent", "a-installation", text, step)
     elif status.installation:

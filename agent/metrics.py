@@ -99,6 +99,8 @@ class Reading:
     not_enforced: int = 0
     certificate_not_after: float = 0.0
     """End of this node's certificate, seconds since the Unix epoch; 0 without one."""
+    installing: bool = False
+    """Whether the installation of agents lasts: a pod without an identity counts as not yet identified."""
     cluster: ClusterReading | None = None
     """None in standalone mode."""
 
@@ -201,6 +203,11 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[Reading], float]], ...]] = (
         "trireme_pods_not_enforced",
         "Pods the agent knows and does not enforce: of other machines, or not yet.",
         lambda r: r.not_enforced,
+    ),
+    (
+        "trireme_installation_lasts",
+        "1 while pods without an identity count as not yet identified.",
+        lambda r: r.installing,
     ),
     ("trireme_policies", "Policies in force.", lambda r: r.policies),
     ("trireme_policy_revision", "Revision of pods and policies in force.", lambda r: r.policy_revision),

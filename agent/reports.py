@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -37,6 +38,8 @@ class Parts:
     enforcement: PodEnforcement
     reconciler: Reconciler
     mode: Mode
+    installing: Callable[[], str | None] = lambda: None
+    """Returns the nodes without an agent, for people, while the installation of agents lasts; None when it does not."""
 
 
 class Reports:
@@ -93,6 +96,7 @@ def reading_of(parts: Parts) -> Reading:
         policy_apply=parts.mode.durations,
         not_enforced=reconciler.summary()["not_enforced"],
         certificate_not_after=parts.keys.not_after,
+        installing=parts.installing() is not None,
         cluster=parts.mode.read(),
     )
 
@@ -103,6 +107,7 @@ def status_of(parts: Parts, info: BuildInfo, health: Health, began_s: float) -> 
     flows: Counter[str] = Counter()
     for (_, verdict, _), count in reading.flows.items():
         flows[verdict] += count
+    waited_for = parts.installing()
     queues, cluster = reading.queues, reading.cluster or ClusterReading()
     return Status(
         version=info.version,
@@ -130,6 +135,8 @@ def status_of(parts: Parts, info: BuildInfo, health: Health, began_s: float) -> 
         ),
         identities_until=moment(reading.assertion_not_after) if reading.assertion_not_after else None,
         certificate_until=moment(parts.keys.not_after) if parts.keys.not_after else None,
+        installation="" if config.kubernetes is None else "finished" if waited_for is None else "lasts",
+        waited_for=waited_for or "",
         unprotected=tuple(f"{pod}: {why}" for pod, why in sorted(cluster.unprotected.items())[:PROBLEMS]),
         problems=(*cluster.problems, *map(str, reconciler.problems[:PROBLEMS])),
     )

@@ -80,7 +80,9 @@ class Status(msgspec.Struct, frozen=True):
     certificate_until: datetime | None = None
     """End of validity of the node's certificate; None without one."""
     installation: str = ""
-    """``lasts`` while pods without an identity count as not yet identified; ``finished``; empty where unknown."""
+    """``lasts`` while pods without an identity count as not yet identified; ``finished``; empty in standalone mode."""
+    waited_for: str = ""
+    """Nodes whose agents are to come, while it lasts."""
     unprotected: tuple[str, ...] = ()
     """Pods that rules cannot hold, ``namespace/name: why``."""
     problems: tuple[str, ...] = ()

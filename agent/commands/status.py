@@ -49,10 +49,9 @@ def findings(status: Status) -> list[str]:
     found = [f"{text}; the agent ends itself if it stays so" for text in status.silent]
     found += [f"not ready: {text}" for text in status.missing if text not in status.silent]
     if status.installation == "lasts":
-        found.append(
-            "the installation lasts: pods without an identity are let through as not yet identified; "
-            "it ends when every node has an agent, or by: trireme install finish"
-        )
+        nodes = f" (nodes without identities: {status.waited_for})" if status.waited_for else ""
+        text = f"the installation lasts: a pod without an identity counts as not yet identified{nodes}"
+        found.append(f"{text}; to end it now: trireme install finish")
     if status.audit:
         found.append("audit: nothing is refused by policy; set spec.audit to false to enforce")
     if status.queues.dropped:

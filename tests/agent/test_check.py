@@ -59,7 +59,12 @@ def test_an_agent_that_is_well_passes_everything() -> None:
         ({"missing": ("no certificate yet",)}, State.ERROR, "a-ready", "not ready: no certificate yet"),
         ({"audit": True}, State.WARNING, "a-audit", "nothing is refused"),
         ({"fail_mode": "open"}, State.WARNING, "a-fail-open", "pass unjudged"),
-        ({"installation": "lasts"}, State.WARNING, "a-installation", "not as an intruder"),
+        (
+            {"installation": "lasts", "waited_for": "1: n2"},
+            State.WARNING,
+            "a-installation",
+            "as not yet identified (nodes without identities: 1: n2)",
+        ),
         ({"unprotected": ("shop/vpn: CAP_NET_ADMIN",)}, State.WARNING, "a-unprotected", "hold shop/vpn"),
         ({"not_enforced": 2}, State.WARNING, "a-pods", "2 pods of this node"),
         ({"queues": Queues(dropped=3)}, State.WARNING, "a-queue-drops", "dropped 3 packets"),

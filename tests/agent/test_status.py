@@ -61,7 +61,10 @@ def test_what_is_well_fits_on_one_screen() -> None:
     [
         ({"silent": ("data path: nothing for 31 s",)}, "data path: nothing for 31 s"),
         ({"missing": ("no certificate yet",)}, "not ready: no certificate yet"),
-        ({"installation": "lasts"}, "trireme install finish"),
+        (
+            {"installation": "lasts", "waited_for": "1: n2"},
+            "(nodes without identities: 1: n2); to end it now: trireme install",
+        ),
         ({"audit": True}, "nothing is refused by policy"),
         ({"queues": Queues(dropped=3)}, "dropped 3 packets"),
         ({"crashes": 1}, "1 unexpected exceptions"),
