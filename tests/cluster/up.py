@@ -28,9 +28,13 @@ def up() -> Cluster:
         ClusterError: with what is missing, or with the log to read.
     """
     machine.need_root()
+    if any(CACHE.is_relative_to(folder) for folder in _HIDDEN):
+        raise ClusterError(f"TRIREME_CLUSTER_CACHE={CACHE} lies in a folder that the nodes have for themselves")
     with build.locked():
         cluster = Cluster()
         if machine.running():
+            if not ADMIN_KUBECONFIG.exists():
+                raise ClusterError(f"a cluster runs here that is not of {CACHE}; make cluster-down ends it")
             try:
                 cluster.wait_ready(_READY_S)
             except ClusterError as error:
@@ -38,8 +42,6 @@ def up() -> Cluster:
                     f"the cluster that is here does not work: {error}\nmake cluster-down ends it"
                 ) from error
             return cluster
-        if any(CACHE.is_relative_to(folder) for folder in _HIDDEN):
-            raise ClusterError(f"TRIREME_CLUSTER_CACHE={CACHE} lies in a folder that the nodes have for themselves")
         parts = build.build()
         shutil.rmtree(STATE, ignore_errors=True)
         try:
