@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from agent import config as configuration
@@ -97,7 +98,8 @@ def run(folder: Path) -> None:
             enforcement.forget_peers()
 
         keys.on_replaced = replaced
-        reports.start(Parts(config, runtime, keys, backend, outputs, enforcement, reconciler, mode), closing)
+        parts = Parts(config, runtime, keys, backend, outputs, enforcement, reconciler, mode)
+        reports.start(replace(parts, installing=lambda: rollout.missing) if rollout else parts, closing)
         mode.start(closing)
         if rollout:
             rollout.begin(reconciler.set_installing, stop)
