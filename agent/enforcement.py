@@ -148,7 +148,10 @@ class PodEnforcement:
             attached.queue.epoch = epoch
 
         self._on_loop(swap)
-        self._backend.set_epoch(attached.namespace, self._rules(epoch))
+
+    def lay_epoch(self, endpoint: int) -> None:
+        attached = self._attached[endpoint]
+        self._backend.set_epoch(attached.namespace, self._rules(attached.queue.epoch))
 
     def detach(self, endpoint: int) -> None:
         attached = self._attached.pop(endpoint)

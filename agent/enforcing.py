@@ -41,7 +41,10 @@ class Enforcement(Protocol):
         """Present ``identity`` from now on."""
 
     def set_policy(self, endpoint: int, policy: PolicyView, epoch: int) -> None:
-        """Judge by ``policy`` from now on, and every live connection anew under ``epoch``."""
+        """Judge by ``policy`` what is new from now on; takes no time. :meth:`lay_epoch` is to follow."""
+
+    def lay_epoch(self, endpoint: int) -> None:
+        """Write the epoch that was set last into the rules: every live connection is judged anew under it."""
 
     def follow_node(self) -> None:
         """Notice that the node's own addresses have changed."""

@@ -9,7 +9,7 @@ is reported once and tried again at the next tick.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -85,6 +85,9 @@ class Reconciler:
         self._ticks = 0
         self._found: tuple[Problem, ...] = ()
         """The problems of the last complete pass; the source's own come on top."""
+        self._unlaid: dict[str, str] = {}
+        """Pods whose policy is in force for what is new, and whose rules do not name its epoch yet, oldest first; each
+        with what was said when that failed."""
         self._reported: frozenset[Problem] = frozenset()
         self.failed: dict[str, str] = {}
         """Pods that a step has failed for in the last pass, each with what was said."""
@@ -148,8 +151,28 @@ class Reconciler:
         self._bring(everything=True)
 
     def changed(self) -> None:
-        """The source has news: bring it into force."""
+        """The source has news: bring it into force for every pod. What is live: :meth:`lay_epochs`."""
         self._bring()
+
+    def lay_epochs(self, hurry: Callable[[], bool] = lambda: False) -> None:
+        """Have live connections judged anew where policy has changed, pod by pod, until that is done.
+
+        To be called after :meth:`changed` and :meth:`tick`. Writing rules takes milliseconds for each pod: after each,
+        ``hurry`` tells whether something else has become more urgent, and the rest is left for the next call.
+        """
+        for name in tuple(self._unlaid):
+            bound = self._bound.get(name)
+            try:
+                if bound is not None:
+                    self._enforcement.lay_epoch(bound.endpoint)
+                    log.info("policy in force", extra=fields(pod=name, epoch=bound.epoch))
+                del self._unlaid[name]
+            except KernelError as error:
+                self.rule_errors += 1
+                self._unlaid[name] = str(error)
+            if hurry():
+                break
+        self._report()
 
     def tick(self) -> None:
         """Renew what is due, notice namespaces that came or went, and try again what failed."""
@@ -241,7 +264,7 @@ class Reconciler:
                     problems.append(self._source.problem(one.pod, str(error)))
         self._record(problems)
         self._found = tuple(problems)
-        self._report((*self._source.problems, *problems))
+        self._report()
 
     def _follow_policy(self) -> None:
         """Bring changed policy into force for the pods that are held; nothing else has changed."""
@@ -251,9 +274,8 @@ class Reconciler:
             except TriremeError as error:  # tried again, and reported, by the next tick
                 self.rule_errors += isinstance(error, KernelError)
                 log.warning("policy is not in force yet", extra=fields(pod=name, error=error))
-        problems = list(self._found)
-        self._record(problems)
-        self._report((*self._source.problems, *problems))
+        self._record([])
+        self._report()
 
     def _holds(self, bound: _Bound, wanted: _Wanted | None) -> bool:
         """Tell whether a pod is bound as it should be; one that is not is let go, and bound anew if it is wanted."""
@@ -346,9 +368,9 @@ class Reconciler:
         bound.used.add(epoch)
         self._enforcement.set_policy(bound.endpoint, view, epoch)
         bound.view, bound.epoch = view, epoch
+        self._unlaid.setdefault(name, "")
         path = str(bound.path)
         self._recorded[path] = Recorded(name, path, bound.inode, epoch, view.fingerprint.hex())
-        log.info("policy in force", extra=fields(pod=name, epoch=epoch))
 
     def _next_epoch(self, bound: _Bound) -> int:
         """Return an epoch no connection carries, looking at the connections only once the circle is closed."""
@@ -367,10 +389,15 @@ class Reconciler:
             self._runtime.write(self._recorded.values())
             self._written = dict(self._recorded)
 
-    def _report(self, problems: tuple[Problem, ...]) -> None:
+    def _report(self) -> None:
         """Log each problem when it appears and when it is gone, not at every tick."""
-        self.problems = problems
-        now = frozenset(problems)
+        unlaid = (
+            self._source.problem(self._wanted[name].pod, text)
+            for name, text in self._unlaid.items()
+            if text and name in self._wanted
+        )
+        self.problems = (*self._source.problems, *self._found, *unlaid)
+        now = frozenset(self.problems)
         if now == self._reported:
             return
         for problem in sorted(now - self._reported):

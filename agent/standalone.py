@@ -12,9 +12,10 @@ from typing import Final
 from agent import netns
 from agent.durations import Durations
 from agent.folder import Folder, FolderReader
+from agent.reconciler import Reconciler
 from agent.runtime import RuntimeDirectory
 from agent.source import Candidate, inode_of
-from agent.watching import Follower, follow
+from agent.watching import follow
 from policy.engine import PolicyEngine
 from policy.files import Problem
 from policy.objects import NETWORK_NAMESPACE_ANNOTATION, Pod
@@ -93,21 +94,23 @@ class FolderMode:
     def read(self) -> None:
         """There is nothing that is not in standalone mode."""
 
-    def follow(self, reconciler: Follower) -> None:
-        follow(self._folder, _Timed(reconciler, self.durations), self._stop)
+    def follow(self, reconciler: Reconciler) -> None:
+        follow(self._folder, _Steps(reconciler, self.durations), self._stop)
 
 
-class _Timed:
-    """Measures how long each change of the folder takes from being noticed to being in force."""
+class _Steps:
+    """Implements :class:`agent.watching.Follower`, and measures how long each change takes to be in force."""
 
-    def __init__(self, follower: Follower, durations: Durations) -> None:
-        self._follower = follower
+    def __init__(self, reconciler: Reconciler, durations: Durations) -> None:
+        self._reconciler = reconciler
         self._durations = durations
 
     def changed(self) -> None:
         began_s = time.monotonic()
-        self._follower.changed()
+        self._reconciler.changed()
         self._durations.observe(time.monotonic() - began_s)
+        self._reconciler.lay_epochs()
 
     def tick(self) -> None:
-        self._follower.tick()
+        self._reconciler.tick()
+        self._reconciler.lay_epochs()

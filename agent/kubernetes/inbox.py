@@ -64,6 +64,10 @@ class Inbox:
         with suppress(BlockingIOError):  # it is awake
             os.eventfd_write(self._event, 1)
 
+    def waiting(self) -> bool:
+        """Tell whether somebody has woken the reader."""
+        return bool(select.select([self._event], [], [], 0)[0])
+
     def wait(self, timeout_s: float) -> bool:
         """Wait until somebody wakes the reader; tell whether somebody did."""
         if not select.select([self._event], [], [], max(timeout_s, 0.0))[0]:

@@ -42,7 +42,10 @@ def access_of(config: KubernetesConfig) -> Access:
 class Pass:
     """One turn of the thread that acts."""
 
-    def __init__(self, source: ClusterSource, holding: Holding, engine: PolicyEngine, durations: Durations) -> None:
+    def __init__(
+        self, inbox: Inbox, source: ClusterSource, holding: Holding, engine: PolicyEngine, durations: Durations
+    ) -> None:
+        self._inbox = inbox
         self._source = source
         self._holding = holding
         self._engine = engine
@@ -59,6 +62,7 @@ class Pass:
             self._durations.observe(time.monotonic() - self._source.since_s)
             self._source.since_s = None
         self._holding.answer(reconciler)
+        reconciler.lay_epochs(self._inbox.waiting)
         self._source.write(self._engine)
 
 
@@ -94,7 +98,7 @@ class ClusterMode:
         self._holding = Holding(self.source, lambda: pods.trouble, refuse=config.unprotected == "refuse")
         self._server = CniServer(runtime.path / SOCKET, self._holding, sandboxes, config.network_namespaces)
         self.durations = Durations()
-        self._pass = Pass(self.source, self._holding, engine, self.durations)
+        self._pass = Pass(self._inbox, self.source, self._holding, engine, self.durations)
         self._presence = Presence(config, api, runtime, engine)
 
     def start(self, closing: ExitStack) -> None:

@@ -52,6 +52,15 @@ class Rig:
             self.runtime,
         )
 
+    def changed(self) -> None:
+        """The folder has changed."""
+        self.reconciler.changed()
+        self.reconciler.lay_epochs()
+
+    def tick(self) -> None:
+        self.reconciler.tick()
+        self.reconciler.lay_epochs()
+
     def namespace(self, name: str) -> Path:
         path = self.namespaces / name
         path.write_text("")
@@ -87,7 +96,7 @@ def test_a_pod_is_bound_by_its_annotation(rig: Rig) -> None:
     assert dict(rig.reconciler.bound) == {"shop/a": 1}
     assert rig.reconciler.summary() == {"pods": 1, "not_enforced": 1, "problems": 0}
     assert not rig.problems()
-    rig.reconciler.tick()
+    rig.tick()
     assert rig.kernel.take() == []
 
 
@@ -120,11 +129,11 @@ def test_a_namespace_that_comes_later_and_goes_again(rig: Rig) -> None:
     (problem,) = rig.problems()
     assert problem.startswith('DIR/pod-a.yaml:7: metadata.annotations["trireme.io/network-namespace"]: network names')
     path = rig.namespace("a")
-    rig.reconciler.tick()
+    rig.tick()
     assert rig.kernel.take() == [("attach", "shop/a", "a", 1)]
     assert not rig.problems()
     path.unlink()
-    rig.reconciler.tick()
+    rig.tick()
     # The rules went with the namespace: nothing is removed, and nothing stays recorded.
     assert rig.kernel.take() == [("detach", 1)]
     assert rig.runtime.read() == []
@@ -138,7 +147,7 @@ def test_another_namespace_of_the_same_name_is_bound_anew(rig: Rig) -> None:
     fresh = rig.namespace("fresh")
     fresh.rename(path)
     rig.kernel.in_force.clear()
-    rig.reconciler.tick()
+    rig.tick()
     assert rig.kernel.take() == [("detach", 1), ("attach", "shop/a", "a", 1)]
 
 
@@ -148,7 +157,7 @@ def test_a_pod_that_is_no_longer_asked_for_is_let_go_and_its_rules_removed(rig: 
     rig.reconciler.start()
     rig.kernel.take()
     (rig.folder / "pod-a.yaml").unlink()
-    rig.reconciler.changed()
+    rig.changed()
     assert rig.kernel.take() == [("detach", 1), ("remove", "a")]
     assert rig.runtime.read() == []
 
@@ -160,11 +169,11 @@ def test_rules_that_cannot_be_removed_are_tried_again(rig: Rig) -> None:
     rig.kernel.take()
     (rig.folder / "pod-a.yaml").unlink()
     rig.kernel.failing = {"remove"}
-    rig.reconciler.changed()
+    rig.changed()
     assert "shop/a: remove refused; run: trireme cleanup" in rig.problems()[0]
     assert rig.reconciler.rule_errors == 1
     rig.kernel.failing = set()
-    rig.reconciler.tick()
+    rig.tick()
     assert rig.kernel.take() == [("detach", 1), ("remove", "a")]
     assert not rig.problems()
 
@@ -176,7 +185,7 @@ def test_a_pod_that_is_renamed_keeps_its_namespace_closed(rig: Rig) -> None:
     rig.kernel.take()
     (rig.folder / "pod-a.yaml").unlink()
     rig.pod("b", namespace="a")
-    rig.reconciler.changed()
+    rig.changed()
     assert rig.kernel.take() == [("detach", 1), ("attach", "shop/b", "a", 2)]
 
 
@@ -188,14 +197,14 @@ def test_only_pods_whose_policy_changed_get_a_new_epoch(rig: Rig) -> None:
     rig.kernel.take()
     revision = rig.reconciler.revision
     rig.write("policy.yaml", DENY_ALL.replace("podSelector: {}", "podSelector: {matchLabels: {app: b}}"))
-    rig.reconciler.changed()
+    rig.changed()
     assert rig.kernel.take() == [("policy", 2, 2)]
     assert rig.kernel.policies[2].isolated(Direction.INGRESS)
     assert not rig.kernel.policies[1].isolated(Direction.INGRESS)
     assert rig.reconciler.revision == revision + 1
     assert rig.reconciler.policies == 1
     (rig.folder / "policy.yaml").unlink()
-    rig.reconciler.changed()
+    rig.changed()
     assert rig.kernel.take() == [("policy", 2, 3)]
     assert not rig.kernel.policies[2].isolated(Direction.INGRESS)
 
@@ -210,10 +219,10 @@ def test_an_installation_begins_and_ends_for_live_connections_too(rig: Rig) -> N
     assert rig.engine.snapshot.view("shop", "a").installing
     rig.reconciler.set_installing(False)
     assert rig.kernel.take() == [], "another thread says so; this one does it"
-    rig.reconciler.tick()
+    rig.tick()
     assert rig.kernel.take() == [("policy", 1, 2)]
     assert not rig.engine.snapshot.view("shop", "a").installing
-    rig.reconciler.tick()
+    rig.tick()
     assert rig.kernel.take() == []
 
 
@@ -226,7 +235,7 @@ def test_a_broken_policy_leaves_the_one_in_force_and_other_files_apply(rig: Rig)
     rig.write("policy.yaml", DENY_ALL.replace("podSelector", "podSelectr"))
     rig.namespace("b")
     rig.pod("b")
-    rig.reconciler.changed()
+    rig.changed()
     assert rig.kernel.take() == [("attach", "shop/b", "b", 1)]
     assert rig.problems()[0].startswith("DIR/policy.yaml:4: spec.podSelectr: ")
     assert rig.kernel.policies[2].isolated(Direction.INGRESS)
@@ -240,7 +249,7 @@ def test_changed_labels_make_a_new_identity_and_a_new_policy_if_selected(rig: Ri
     rig.kernel.take()
     before = rig.kernel.identities[1].id
     rig.pod("a", labels="app: b")
-    rig.reconciler.changed()
+    rig.changed()
     assert rig.kernel.take() == [("policy", 1, 2), ("identity", 1)]
     assert rig.kernel.identities[1].id != before
 
@@ -252,10 +261,10 @@ def test_identities_are_renewed_at_half_their_life(rig: Rig) -> None:
     rig.kernel.take()
     assert rig.reconciler.assertion_not_after == rig.now + 3600
     rig.now += 1799
-    rig.reconciler.tick()
+    rig.tick()
     assert rig.kernel.take() == []
     rig.now += 1
-    rig.reconciler.tick()
+    rig.tick()
     assert rig.kernel.take() == [("identity", 1)]
     assert rig.reconciler.assertion_not_after == rig.now + 3600
 
@@ -268,7 +277,7 @@ def test_a_pod_without_a_possible_identity_is_a_problem_and_its_policy_still_cha
     ports = "".join(f"{{name: port-number-{n}, containerPort: {n + 1}}}, " for n in range(60))
     rig.pod("a", labels="app: b", more=f"spec: {{containers: [{{name: c, ports: [{ports}]}}]}}\n")
     rig.write("policy.yaml", DENY_ALL)
-    rig.reconciler.changed()
+    rig.changed()
     assert rig.kernel.take() == [("policy", 1, 2)]
     assert "shop/a" in rig.problems()[0]
     assert rig.reconciler.rule_errors == 0
@@ -288,7 +297,7 @@ def test_a_pod_keeps_its_namespace_when_one_of_an_earlier_name_asks_for_it(rig: 
     rig.pod("b", namespace="ns")
     rig.reconciler.start()
     rig.pod("a", namespace="ns")
-    rig.reconciler.changed()
+    rig.changed()
     assert rig.kernel.take() == [("attach", "shop/b", "ns", 1)]
     assert "is already that of pod shop/b" in rig.problems()[0]
     rig.reconciler.stop()
@@ -316,16 +325,54 @@ def test_rules_that_cannot_be_written_are_tried_again(rig: Rig) -> None:
     assert "attach refused" in rig.problems()[0]
     assert rig.runtime.read(), "what may hold rules is recorded before they go in"
     rig.kernel.failing = set()
-    rig.reconciler.tick()
+    rig.tick()
     assert rig.kernel.take() == [("attach", "shop/a", "a", 1)]
     rig.write("policy.yaml", DENY_ALL)
     rig.kernel.failing = {"policy"}
-    rig.reconciler.changed()
+    rig.changed()
     assert "policy refused" in rig.problems()[0]
     rig.kernel.failing = set()
-    rig.reconciler.tick()
+    rig.tick()
     # The epoch of the failed attempt may be on a connection already: it is not used again.
     assert rig.kernel.take() == [("policy", 2, 3)]
+
+
+def test_live_connections_are_judged_anew_after_every_pod_has_its_policy_and_what_is_urgent_comes_between(
+    rig: Rig,
+) -> None:
+    for name in ("a", "b", "c"):
+        rig.namespace(name)
+        rig.pod(name)
+    rig.reconciler.start()
+    rig.kernel.take()
+    rig.write("policy.yaml", DENY_ALL)
+    rig.reconciler.changed()
+    assert sorted(rig.kernel.take()) == [("policy", 1, 2), ("policy", 2, 2), ("policy", 3, 2)]
+    assert rig.kernel.laid == []
+    rig.reconciler.lay_epochs(lambda: True)
+    assert len(rig.kernel.laid) == 1
+    rig.reconciler.lay_epochs()
+    assert sorted(rig.kernel.laid) == [1, 2, 3]
+
+
+def test_an_epoch_that_cannot_be_laid_is_one_problem_and_is_laid_later(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.namespace("a")
+    rig.pod("a")
+    rig.reconciler.start()
+    rig.write("policy.yaml", DENY_ALL)
+    rig.kernel.failing = {"epoch"}
+    rig.changed()
+    rig.tick()
+    rig.tick()
+    assert ["epoch refused" in problem for problem in rig.problems()] == [True]
+    assert [record.message for record in caplog.records].count("config problem") == 1
+    assert rig.reconciler.rule_errors == 3
+    rig.kernel.failing = set()
+    rig.tick()
+    assert rig.kernel.laid == [1]
+    assert not rig.problems()
 
 
 def test_a_queue_that_closed_is_opened_again(rig: Rig) -> None:
@@ -334,7 +381,7 @@ def test_a_queue_that_closed_is_opened_again(rig: Rig) -> None:
     rig.reconciler.start()
     rig.kernel.take()
     rig.kernel.closed.add(1)
-    rig.reconciler.tick()
+    rig.tick()
     # Same policy, same rules: the epoch in force goes on.
     assert rig.kernel.take() == [("detach", 1), ("attach", "shop/a", "a", 1)]
 
@@ -344,16 +391,16 @@ def test_a_namespace_whose_interfaces_come_later_is_bound_anew_with_their_addres
     rig.pod("a")
     rig.kernel.own = ()
     rig.reconciler.start()
-    rig.reconciler.tick()
+    rig.tick()
     assert rig.kernel.take() == [("attach", "shop/a", "a", 1)]
     rig.kernel.own = (ADDRESS,)
-    rig.reconciler.tick()
+    rig.tick()
     assert rig.kernel.take() == [("detach", 1), ("attach", "shop/a", "a", 1)]
     rig.kernel.own = (ADDRESS, bytes(16))
-    rig.reconciler.tick()
+    rig.tick()
     assert rig.kernel.take() == [], "once there are addresses, they are looked at now and then"
     for _ in range(VERIFY_TICKS):
-        rig.reconciler.tick()
+        rig.tick()
     assert rig.kernel.take() == [("detach", 2), ("attach", "shop/a", "a", 1), ("verify",)]
 
 
@@ -366,7 +413,7 @@ def test_a_record_that_cannot_be_written_is_a_problem_not_the_end(rig: Rig) -> N
     assert rig.kernel.take() == [], "no rules without a record of where they are"
     assert any("state.json" in problem for problem in rig.problems())
     state.rmdir()
-    rig.reconciler.tick()
+    rig.tick()
     assert rig.kernel.take() == [("attach", "shop/a", "a", 1)]
     assert not rig.problems()
 
@@ -408,13 +455,13 @@ def test_an_epoch_comes_round_again_only_after_a_sweep(rig: Rig) -> None:
     assert rig.kernel.sweeps == 1
     for number in range(LAST_EPOCH - 1):
         rig.write("policy.yaml", DENY_ALL.replace("deny-all", f"p{number}"))
-        rig.reconciler.changed()
+        rig.changed()
     epochs = [step[2] for step in rig.kernel.take() if step[0] == "policy"]
     assert epochs == list(range(2, LAST_EPOCH + 1))
     assert rig.kernel.sweeps == 1
     rig.kernel.in_use = {1, 2, LAST_EPOCH}
     rig.write("policy.yaml", DENY_ALL)
-    rig.reconciler.changed()
+    rig.changed()
     assert rig.kernel.sweeps == 2
     assert rig.kernel.take() == [("policy", 1, 3)]
 
@@ -433,18 +480,18 @@ def test_a_change_that_no_event_told_of_is_found_by_the_tick(rig: Rig) -> None:
     rig.reconciler.start()
     rig.namespace("a")
     rig.pod("a")
-    rig.reconciler.tick()
+    rig.tick()
     assert rig.kernel.take() == [("attach", "shop/a", "a", 1)]
 
 
 def test_rules_are_verified_now_and_then(rig: Rig) -> None:
     rig.reconciler.start()
     for _ in range(VERIFY_TICKS):
-        rig.reconciler.tick()
+        rig.tick()
     assert rig.kernel.take() == [("verify",)]
     rig.kernel.failing = {"verify"}
     for _ in range(VERIFY_TICKS):
-        rig.reconciler.tick()
+        rig.tick()
     assert rig.reconciler.rule_errors == 1
 
 
@@ -452,9 +499,9 @@ def test_each_problem_is_logged_once(rig: Rig, caplog: pytest.LogCaptureFixture)
     rig.pod("a")
     caplog.set_level("INFO")
     rig.reconciler.start()
-    rig.reconciler.tick()
-    rig.reconciler.tick()
+    rig.tick()
+    rig.tick()
     assert [record.message for record in caplog.records].count("config problem") == 1
     rig.namespace("a")
-    rig.reconciler.tick()
+    rig.tick()
     assert [record.message for record in caplog.records].count("config problem solved") == 1

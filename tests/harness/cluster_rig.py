@@ -95,7 +95,7 @@ class ClusterRig:
         self._reflectors = [Reflector(api, resource, self.inbox, QUICK) for resource in resources]
         self.holding = Holding(self.source, self.trouble, refuse=self.refuse)
         self.durations = Durations()
-        self.turn = Pass(self.source, self.holding, self.engine, self.durations)
+        self.turn = Pass(self.inbox, self.source, self.holding, self.engine, self.durations)
         for reflector in self._reflectors:
             reflector.start()
         self.reconciler.start()

@@ -23,6 +23,8 @@ class Recorder:
     closed: set[int] = field(default_factory=set)
     policies: dict[int, PolicyView] = field(default_factory=dict)
     identities: dict[int, LocalIdentity] = field(default_factory=dict)
+    laid: list[int] = field(default_factory=list)
+    """Endpoints whose rules name the epoch of their policy."""
     sweeps: int = 0
     own: tuple[Address, ...] = (ADDRESS,)
 
@@ -72,6 +74,11 @@ class Recorder:
     def set_policy(self, endpoint: int, policy: PolicyView, epoch: int) -> None:
         self._step("policy", endpoint, epoch)
         self.policies[endpoint] = policy
+
+    def lay_epoch(self, endpoint: int) -> None:
+        if "epoch" in self.failing:
+            raise KernelError("epoch refused")
+        self.laid.append(endpoint)
 
     def follow_node(self) -> None:
         pass

@@ -103,6 +103,7 @@ def test_a_stranger_on_ports_that_the_node_has_used(network: Network, own_node: 
             ask(network.client, address, PORT, source_port=4000, timeout=REFUSAL_S)
         assert marks(server, "tcp", version, "--sport", "4000") == [NODE_S]
         own_node.enforcement.set_policy(endpoint, Rules(ingress=(gateway.packed,)), 2)
+        own_node.enforcement.lay_epoch(endpoint)
         with open_socket(network.client, address) as client:
             client.settimeout(5)
             client.bind(("", 4001))
