@@ -25,6 +25,8 @@ COMMANDS: Final = {
     "status": "Show what the agent on this machine does now.",
 }
 """Command name to its one-line help; the command itself is ``agent.commands.<name>:command``."""
+IN_AGENTS: Final = ("check", "observe", "status")
+"""Commands that look at the agent of a node. `kubectl trireme` runs them in the agents' pods."""
 
 
 class LazyGroup(click.Group):
@@ -41,9 +43,13 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return sorted(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
+        if cmd_name in IN_AGENTS and (ctx.info_name or "").startswith("kubectl "):
+            from agent.commands.remote import over_kubectl  # noqa: PLC0415 - loaded when used, as all commands
+
+            return over_kubectl(cmd_name, COMMANDS[cmd_name])
         command = importlib.import_module(f"agent.commands.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
