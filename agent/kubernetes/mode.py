@@ -24,7 +24,7 @@ from agent.kubernetes.sandboxes import RECORD, Sandboxes
 from agent.kubernetes.source import ClusterSource
 from agent.reconciler import Reconciler
 from agent.runtime import RuntimeDirectory
-from policy.engine import PolicyEngine
+from policy.engine import PolicyEngine, Snapshot
 from trireme_py.errors import ConfigError
 
 TICK_S: Final = 1.0
@@ -37,6 +37,12 @@ def access_of(config: KubernetesConfig) -> Access:
     if not config.node:
         raise ConfigError(f"spec.kubernetes.node: missing: write the name of this node, or set {NODE_VARIABLE}")
     return kubeconfig.read(config.kubeconfig) if config.kubeconfig else in_cluster()
+
+
+def names_nodes(snapshot: Snapshot) -> bool:
+    """Tell whether a rule of some policy is about nodes."""
+    rules = (rule for policy in snapshot.cluster_policies.values() for side in policy.rules.values() for rule in side)
+    return any(rule.nodes for rule in rules)
 
 
 class Pass:
@@ -93,7 +99,9 @@ class ClusterMode:
             LastKnown(runtime.last_good, config.node),
             stop,
         )
-        self._reflectors = [Reflector(api, resource, self._inbox) for resource in resources]
+        self._engine = engine
+        self._reflectors = [Reflector(api, one, self._inbox) for one in resources if not one.on_demand]
+        self._nodes = next(Reflector(api, one, self._inbox) for one in resources if one.kind == "Node")
         pods = next(one for one in self._reflectors if one.resource.kind == "Pod")
         self._holding = Holding(self.source, lambda: pods.trouble, refuse=config.unprotected == "refuse")
         self._server = CniServer(runtime.path / SOCKET, self._holding, sandboxes, config.network_namespaces)
@@ -103,12 +111,22 @@ class ClusterMode:
 
     def start(self, closing: ExitStack) -> None:
         """Begin to watch, and to answer the CNI plugin. Raises ConfigError."""
+        closing.callback(self._stop_watching)
         for reflector in self._reflectors:
             reflector.start()
-            closing.callback(reflector.stop)
         self._server.start()
         closing.callback(self._server.close)
         self._presence.start(closing)
+
+    def _stop_watching(self) -> None:
+        for reflector in self._reflectors:
+            reflector.stop()
+
+    def _watch_nodes(self) -> None:
+        """Watch the nodes as soon as some policy is about them: in a large cluster they never rest."""
+        if self._nodes not in self._reflectors and names_nodes(self._engine.snapshot):
+            self._nodes.start()
+            self._reflectors = [*self._reflectors, self._nodes]
 
     def wake(self) -> None:
         """Make :meth:`follow` look whether it is to stop. May be called from a signal handler."""
@@ -126,10 +144,12 @@ class ClusterMode:
     def follow(self, reconciler: Reconciler) -> None:
         """Bring what the API server and the runtime say into force, and tick once a second, until told to stop."""
         self._pass.run(reconciler)
+        self._watch_nodes()
         due_s = time.monotonic() + TICK_S
         while not self._stop.is_set():
             if self._inbox.wait(due_s - time.monotonic()):
                 self._pass.run(reconciler)
+                self._watch_nodes()
                 self._stop.wait(PAUSE_S)
             if time.monotonic() >= due_s:
                 due_s = time.monotonic() + TICK_S

@@ -107,6 +107,8 @@ class Resource:
     """Ask for the metadata of its objects and nothing else."""
     optional: bool = False
     """Whether the API server may not serve it: it is of a CustomResourceDefinition."""
+    on_demand: bool = False
+    """Whether it is watched only once some policy asks for it."""
 
     @property
     def accept_list(self) -> str:
@@ -172,6 +174,7 @@ def watched(node: str) -> tuple[Resource, ...]:
     In this order they are brought into force: a policy is never without the namespaces it is about.
     """
     return (
+        Resource("nodes", "Node", "v1", _Node, on_demand=True),
         Resource("namespaces", "Namespace", "v1", _Labelled, labels_only=True),
         Resource(
             "clusternetworkpolicies",

@@ -55,6 +55,7 @@ class ClusterSource:
         self._finder = finder
         self._last_known = last_known
         self._stop = stop
+        self._always = {resource.name for resource in resources if not resource.on_demand}
         self._primed: Mapping[str, Mapping[str, Known]] | None = None
         self._keys: dict[str, set[str]] = {resource.name: set() for resource in resources}
         """By resource: the keys of the objects that are there, readable or not."""
@@ -101,7 +102,7 @@ class ClusterSource:
 
     def first(self) -> None:
         """Wait for the first lists; go on with the last known state if they do not come, and wait on without one."""
-        wanted = {resource.name for resource in self._resources}
+        wanted = self._always
         self._primed = self._last_known.read(self._resources)
         if self._primed is None:
             self._last_known.clear()
@@ -163,7 +164,7 @@ class ClusterSource:
             else:
                 self._last_known.forget(key)
             del self._unwritten[key]
-        if len(self._listed) == len(self._resources):
+        if self._always <= self._listed:
             self._last_known.finish()
 
     def _match(self) -> bool:

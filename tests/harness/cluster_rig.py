@@ -92,7 +92,9 @@ class ClusterRig:
         issuer = Issuer(PskAuthenticator(bytes(range(32)), "example.org"), 3600, os.urandom, time.time)
         self.reconciler = Reconciler(self.source, self.engine, issuer, self.kernel, self.runtime)
         api = ApiServer(Access("127.0.0.1", self.port, tls=False))
-        self._reflectors = [Reflector(api, resource, self.inbox, QUICK) for resource in resources]
+        self._reflectors = [
+            Reflector(api, resource, self.inbox, QUICK) for resource in resources if not resource.on_demand
+        ]
         self.holding = Holding(self.source, self.trouble, refuse=self.refuse)
         self.durations = Durations()
         self.turn = Pass(self.inbox, self.source, self.holding, self.engine, self.durations)

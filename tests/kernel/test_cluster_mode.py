@@ -20,7 +20,7 @@ import pytest
 from agent.kubernetes.cni import SOCKET
 from agent.lab import Lab, LabPod
 from tests.harness.agent_process import AgentProcess, Configuration, trireme
-from tests.harness.api_stand_in import ApiStandIn
+from tests.harness.api_stand_in import ApiStandIn, Collection
 from tests.harness.cni import build, finish, run, stanza, start
 from tests.harness.traffic import Server, ask, refused
 
@@ -139,6 +139,23 @@ def test_pods_that_were_there_are_found_and_policy_comes_and_changes_by_the_api(
         assert samples["trireme_policy_apply_duration_seconds_count"] >= 3
         assert samples["trireme_local_endpoints"] == 2
         assert agent.end(signal.SIGTERM) == 0
+
+
+def test_nodes_are_watched_once_a_policy_is_about_them(running: Site) -> None:
+    site = running
+    site.api.collections |= {"clusternetworkpolicies": Collection(), "nodes": Collection()}
+    addresses = [{"type": "InternalIP", "address": str(site.server.ipv4)}]
+    site.api.put("nodes", "node-2", metadata={"labels": {"zone": "b"}}, status={"addresses": addresses})
+    with AgentProcess(site.configuration) as agent:
+        assert ask(site.client, site.server.ipv4, PORT) == b"hello"
+        assert site.api.count("nodes", watch=False) == 0
+        deny = {"action": "Deny", "to": [{"nodes": {"matchLabels": {"zone": "b"}}}]}
+        spec = {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "egress": [deny]}
+        site.api.put("clusternetworkpolicies", "not-to-nodes", spec=spec)
+        site.api.wait_for(lambda api: api.watchers("nodes"))
+        agent.wait_for("policy in force", "pod=shop/client", "epoch=3")
+        assert refused(site.client, site.server.ipv4, PORT)
+        assert ask(site.client, site.server.ipv6, PORT) == b"hello"
 
 
 def test_the_api_server_s_absence_changes_nothing_also_not_over_a_restart(running: Site) -> None:

@@ -14,6 +14,7 @@ from agent.kubernetes.api import Access, ApiServer
 from agent.kubernetes.inbox import Inbox
 from agent.kubernetes.reflector import PAGE, Reflector, Timing
 from agent.kubernetes.resources import Known, Resource, watched
+from policy.objects import Node
 from tests.harness.api_stand_in import (
     PATIENCE_S,
     ApiStandIn,
@@ -27,7 +28,7 @@ from tests.harness.api_stand_in import (
     wait_until,
 )
 
-NAMESPACES, CLUSTER_POLICIES, POLICIES, PODS = watched("node-1")
+NODES, NAMESPACES, CLUSTER_POLICIES, POLICIES, PODS = watched("node-1")
 QUICK = Timing(away=(0.001, 0.01), refused=(0.001, 0.01), not_served=0.01)
 SPEC: dict[str, object] = {"podSelector": {}}
 
@@ -109,6 +110,17 @@ def test_pods_of_the_own_node_alone_and_labels_alone_of_namespaces_are_asked_for
     listed, watched_ = [one.headers["Accept"] for one in server.requests if one.resource == "namespaces"]
     assert listed.startswith("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,")
     assert watched_.startswith("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,")
+
+
+def test_a_node_is_its_labels_and_addresses(server: ApiStandIn) -> None:
+    server.collections["nodes"] = server.collections["pods"]
+    addresses = [{"type": "InternalIP", "address": "10.0.0.1"}, {"type": "Hostname", "address": "node-1"}]
+    server.put("nodes", "node-1", metadata={"labels": {"zone": "a"}}, status={"addresses": addresses, "images": []})
+    with watching(server, NODES) as (state, _):
+        state.wait_for("Node/node-1")
+    known = state.objects["Node/node-1"]
+    assert known.item == Node(name="node-1", labels={"zone": "a"}, addresses=(b"\x0a\x00\x00\x01",))
+    assert b"images" not in known.document
 
 
 def test_a_list_comes_in_pages_and_counts_as_one(server: ApiStandIn) -> None:
