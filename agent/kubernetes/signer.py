@@ -11,6 +11,7 @@ gets a conflict and leaves it.
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -41,6 +42,8 @@ POD_NAME: Final = "authentication.kubernetes.io/pod-name"
 POD_UID: Final = "authentication.kubernetes.io/pod-uid"
 SKEW: Final = timedelta(minutes=5)
 """A certificate begins this much before it is made: a node whose clock is behind must be able to use it at once."""
+MAX_SIGNED: Final = 1024
+"""Requests remembered as signed: the watch is at most so much behind."""
 _SHORTEST_S: Final = 600
 """What the API server takes as expirationSeconds."""
 
@@ -62,6 +65,7 @@ class _Status(msgspec.Struct, frozen=True):
 
 class _Metadata(msgspec.Struct, frozen=True):
     name: str
+    uid: str
 
 
 class SigningRequest(msgspec.Struct, frozen=True):
@@ -121,6 +125,7 @@ class Signer:
         self._directory = directory
         self._agent = agent
         self._clock = clock
+        self._signed: OrderedDict[str, None] = OrderedDict()
 
     def trust_domain(self) -> str:
         """Return the trust domain of the authority. Raises CredentialError if its certificate cannot be used."""
@@ -138,6 +143,8 @@ class Signer:
         asked = msgspec.convert(raw, SigningRequest)
         if asked.spec.signer_name != SIGNER_NAME or asked.status.certificate or asked.has("Denied", "Failed"):
             return
+        if asked.metadata.uid in self._signed:
+            return  # the watch tells of the approval when the certificate is there already
         decision = decide(asked, self._agent, self.trust_domain())
         try:
             if isinstance(decision, Refusal):
@@ -167,6 +174,9 @@ class Signer:
             text = f"asked by the agent on node {asked.spec.extra[NODE_NAME][0]} itself"
             raw = self._put("approval", _with_condition(raw, "Approved", "NodeAgent", text))
         self._put("status", {**raw, "status": {**raw.get("status", {}), "certificate": chain}})
+        self._signed[asked.metadata.uid] = None
+        if len(self._signed) > MAX_SIGNED:
+            self._signed.popitem(last=False)
         log.info(
             "certificate signed",
             extra=fields(request=asked.metadata.name, node=request.node, key=fingerprint(request.key)),

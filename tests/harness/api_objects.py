@@ -80,6 +80,7 @@ class Objects:
         metadata = data["metadata"]
         if "generateName" in metadata:
             metadata["name"] = f"{metadata['generateName']}{self._version:05d}"
+        metadata["uid"] = f"uid-{self._version}"
         place = f"{path}/{metadata['name']}"
         if place in self.objects:
             return _answer(409, f"{place} already exists")

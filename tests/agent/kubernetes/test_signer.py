@@ -37,7 +37,7 @@ FROM_WORKER_1 = {NODE_NAME: ["worker-1"], POD_NAME: ["trireme-agent-x7k2p"], POD
 def asked(pem: bytes = PEM, username: str = AGENT, extra: Any = FROM_WORKER_1, **spec: Any) -> Object:
     """A request as the API server keeps it."""
     made = msgspec.to_builtins(signing_request("worker-1", pem))
-    made["metadata"] = {"name": "trireme-worker-1-abcde", "resourceVersion": "1"}
+    made["metadata"] = {"name": "trireme-worker-1-abcde", "uid": "0", "resourceVersion": "1"}
     made["spec"].update({"username": username, "extra": extra, **spec})
     assert isinstance(made, dict)
     return made
@@ -239,6 +239,28 @@ def test_two_signers_give_one_answer(site: Site) -> None:
     first = site.now(raw)["status"]
     Signer(site.api, site.directory, AGENT, NOW.timestamp).answer(raw)
     assert site.now(raw)["status"] == first
+
+
+def test_news_of_the_approval_are_not_answered_again(site: Site) -> None:
+    """The watch delivers them when the certificate is there already."""
+    raw = site.ask()
+    approvals: list[Object] = []
+    asked = site.api.request
+
+    def watched(method: str, path: str, *arguments: Any, **more: Any) -> tuple[int, bytes]:
+        answer = asked(method, path, *arguments, **more)
+        if path.endswith("/approval"):
+            approvals.append(msgspec.json.decode(answer[1]))
+        return answer
+
+    site.api.request = watched  # type: ignore[method-assign]
+    site.signer.answer(raw)
+    before = len(site.api.calls)
+    site.signer.answer(approvals[0])
+    assert len(site.api.calls) == before
+    another = site.ask()
+    site.signer.answer(another)
+    assert site.leaf(another)
 
 
 def test_a_request_that_is_gone_is_no_error(site: Site) -> None:
