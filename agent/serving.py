@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from socket import AF_INET, AF_INET6
-from socketserver import ThreadingMixIn
+from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -42,6 +42,12 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.address_family = AF_INET6 if ip_address(address).version == 6 else AF_INET
         self._free = threading.BoundedSemaphore(CONNECTIONS)
         super().__init__((address, port), _Handler)
+
+    def server_bind(self) -> None:
+        # Not the library's: it asks DNS for our own name, and waits 5 s where nobody answers.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._free.acquire(blocking=False):

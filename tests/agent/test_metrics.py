@@ -140,6 +140,12 @@ def test_promtool_finds_nothing() -> None:
     assert complaints(text) == ""
 
 
+def test_nobody_is_asked_for_our_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a node whose DNS does not answer, that is five seconds of an agent's start."""
+    monkeypatch.setattr(socket, "getfqdn", lambda name="": pytest.fail(f"asked for the name of {name!r}"))
+    MetricsServer("0.0.0.0", 0, make_registry(INFO, Reading)).close()
+
+
 def test_an_address_in_use_is_named() -> None:
     first = MetricsServer("127.0.0.1", 0, make_registry(INFO, Reading))
     try:
