@@ -295,8 +295,6 @@ class Installation:
             for lease in page.items
             if lease.alive(now_s, ALIVE_S)
         }
-        if self._node not in announced:
-            return [self._node]
         missing = [
             node.metadata.name
             for page in _pages(self._api, _NODES, _Nodes, accept=_METADATA_LIST)

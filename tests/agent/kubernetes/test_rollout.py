@@ -32,7 +32,7 @@ def test_the_data_path_is_told_when_it_begins_and_when_it_ends(cluster: Cluster)
     assert one.missing is None
     one.begin(told.append, threading.Event())
     assert told == [True]
-    assert one.missing == "1: worker-1"
+    assert one.missing == "2: worker-1, worker-2"
     for chore in reversed(one.chores):  # announce, then compare
         chore.step()
     assert one.missing == "1: worker-2"
