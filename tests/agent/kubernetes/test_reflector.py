@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import pytest
 
 from agent.kubernetes.api import Access, ApiServer
-from agent.kubernetes.inbox import Inbox
 from agent.kubernetes.reflector import PAGE, Reflector, Timing
-from agent.kubernetes.resources import Known, Resource, watched
+from agent.kubernetes.resources import Resource, watched
 from policy.objects import Node
 from tests.harness.api_stand_in import (
     PATIENCE_S,
@@ -27,38 +24,11 @@ from tests.harness.api_stand_in import (
     stream,
     wait_until,
 )
+from tests.harness.watch_state import State
 
 NODES, NAMESPACES, CLUSTER_POLICIES, POLICIES, PODS = watched("node-1")
 QUICK = Timing(away=(0.001, 0.01), refused=(0.001, 0.01), not_served=0.01)
 SPEC: dict[str, object] = {"podSelector": {}}
-
-
-@dataclass
-class State:
-    """What the reader of the inbox knows: it does with lists and changes what the agent does."""
-
-    inbox: Inbox = field(default_factory=Inbox)
-    objects: dict[str, Known] = field(default_factory=dict)
-    lists: int = 0
-
-    def take(self) -> None:
-        batch = self.inbox.take()
-        for listed in batch.lists.values():
-            self.objects = dict(listed)
-            self.lists += 1
-        for changes in batch.changes.values():
-            for key, known in changes.items():
-                self.objects.pop(key, None)
-                if known is not None:
-                    self.objects[key] = known
-
-    def wait_for(self, *keys: str) -> None:
-        """Wait until exactly ``keys`` are known."""
-        deadline = time.monotonic() + PATIENCE_S
-        self.take()
-        while set(self.objects) != set(keys) or not self.lists:
-            assert self.inbox.wait(deadline - time.monotonic()), (sorted(self.objects), self.lists)
-            self.take()
 
 
 @contextmanager

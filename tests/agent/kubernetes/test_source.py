@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from policy.files import load_folder
 from tests.harness.api_stand_in import ApiStandIn, status
 from tests.harness.cluster_rig import ClusterRig
 from trireme_py.model import Direction
@@ -259,6 +260,10 @@ def test_with_the_api_server_away_a_restarted_agent_goes_on_with_what_was_known(
     assert rig.kernel.take() == [("attach", "shop/a", "cni-uid-a", 1), ("attach", "shop/b", "cni-uid-b", 2)]
     assert isolated(rig, rig.reconciler.bound["shop/a"])
     assert not isolated(rig, rig.reconciler.bound["shop/b"])
+    # `trireme policy --agent` reads the same files.
+    loaded = load_folder(rig.runtime.last_good)
+    assert not loaded.problems
+    assert {item.key: item for item in loaded.objects} == rig.engine.objects
     kept = "".join(path.read_text() for path in rig.runtime.last_good.iterdir())
     assert "secret" in kept
     assert "hush" not in kept
