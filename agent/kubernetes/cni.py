@@ -1,6 +1,6 @@
 """The agent's end of the CNI plugin: holds each pod that starts until it is under enforcement.
 
-``trireme-cni`` (``agent/cni/trireme_cni.c``, where both messages are described) forwards what the container runtime
+``trireme-cni`` (``agent/cni/trireme_cni.c``) forwards what the container runtime
 says; here it is understood. The result of the plugins before ours is passed on as it came: we change no interface.
 """
 
@@ -14,13 +14,13 @@ import struct
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from agent.kubernetes.cni_wire import READ_PATIENCE_S, VERSIONS, Request, answer, receive
 from agent.kubernetes.discovery import find
 from agent.kubernetes.sandboxes import Sandboxes
 from agent.kubernetes.starts import PodStarts, Sandbox
@@ -33,26 +33,12 @@ log = logging.getLogger(__name__)
 
 SOCKET: Final = CNI_SOCKET
 """In the runtime directory."""
-MAGIC: Final = b"TRC1"
-REQUEST: Final = struct.Struct("!4sIII")
-"""Magic, milliseconds left, length of the environment, length of the input."""
-ANSWER: Final = struct.Struct("!4sII")
-"""Magic, exit code, length of the output."""
-MAX_ENVIRONMENT: Final = 1 << 16
-MAX_INPUT: Final = 1 << 20
-"""The plugin's own bounds."""
-READ_PATIENCE_S: Final = 10.0
-"""The plugin writes its whole request at once."""
-MAX_PATIENCE_S: Final = 600.0
 ANSWER_MARGIN_S: Final = 0.5
 """The plugin gives up at its deadline; what went wrong is known, and said, this much earlier."""
 CLOSE_S: Final = 0.5
 """How often a server with all hands full looks whether it is to close."""
 REQUESTS: Final = 128
 """At a time, a thread each; a kubelet has 110 pods by default. More wait in the listener's backlog."""
-
-VERSIONS: Final = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
-"""Of the CNI specification. All have ``prevResult`` and ``ips`` in the form that is read here."""
 
 # https://www.cni.dev/docs/spec/#error; from 100 on they are the plugin's own.
 INCOMPATIBLE_VERSION: Final = 1
@@ -98,16 +84,6 @@ class _Refusal(Exception):
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
         self.code = code
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What the container runtime said."""
-
-    environment: Mapping[str, str]
-    input: bytes
-    deadline: float
-    """On the monotonic clock: when the plugin gives up."""
 
 
 class CniServer:
@@ -173,9 +149,9 @@ class CniServer:
             with connection:
                 if not _is_root(connection):
                     return
-                code, output = self._answer(receive(connection))
+                message = answer(*self._answer(receive(connection)))
                 connection.settimeout(READ_PATIENCE_S)
-                connection.sendall(ANSWER.pack(MAGIC, code, len(output)) + output)
+                connection.sendall(message)
         except (OSError, ValueError) as error:
             # It went away, which the runtime does when it has lost patience, or it is not our plugin.
             log.warning("CNI request without an answer", extra=fields(error=error))
@@ -241,32 +217,6 @@ class CniServer:
             "pod held from its start",
             extra=fields(pod=pod, container=container, ms=round((time.monotonic() - began) * 1000, 1)),
         )
-
-
-def receive(connection: socket.socket) -> Request:
-    """Read one request. Raises ValueError if it is not one of the plugin's, OSError if it does not come."""
-    deadline = time.monotonic() + READ_PATIENCE_S
-    magic, left_ms, environment_length, input_length = REQUEST.unpack(_exactly(connection, REQUEST.size, deadline))
-    if magic != MAGIC or environment_length > MAX_ENVIRONMENT or input_length > MAX_INPUT:
-        raise ValueError("not a request of trireme-cni")
-    environment = _exactly(connection, environment_length, deadline).decode(errors="surrogateescape")
-    pairs = (pair.partition("=") for pair in environment.split("\0") if pair)
-    return Request(
-        environment={name: value for name, _, value in pairs},
-        input=_exactly(connection, input_length, deadline),
-        deadline=time.monotonic() + min(left_ms / 1000, MAX_PATIENCE_S),
-    )
-
-
-def _exactly(connection: socket.socket, length: int, deadline: float) -> bytes:
-    got = bytearray()
-    while len(got) < length:
-        connection.settimeout(max(deadline - time.monotonic(), 0.001))
-        part = connection.recv(min(length - len(got), 65536))
-        if not part:
-            raise ValueError(f"the request ended after {len(got)} of {length} octets")
-        got += part
-    return bytes(got)
 
 
 def _is_root(connection: socket.socket) -> bool:

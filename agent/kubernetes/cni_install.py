@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
-from agent.kubernetes.cni import MAX_INPUT, VERSIONS
+from agent.kubernetes.cni_wire import MAX_INPUT, VERSIONS
 from agent.logs import fields
 from trireme_py.errors import KernelError
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from agent.kubernetes.cni import ANSWER, MAGIC, Request, receive
+from agent.kubernetes.cni_wire import Request, answer, receive
 from agent.kubernetes.starts import Sandbox
 
 SOURCE = Path(__file__).parent.parent.parent / "agent" / "cni"
@@ -83,7 +83,7 @@ def answering(output: bytes, code: int = 0, seen: list[Request] | None = None) -
         request = receive(connection)
         if seen is not None:
             seen.append(request)
-        connection.sendall(ANSWER.pack(MAGIC, code, len(output)) + output)
+        connection.sendall(answer(code, output))
 
     return behave
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from agent import netns
-from agent.kubernetes.cni import MAGIC, MAX_INPUT, REQUEST, REQUESTS, CniServer
+from agent.kubernetes.cni import REQUESTS, CniServer
+from agent.kubernetes.cni_wire import MAGIC, MAX_INPUT, REQUEST
 from agent.kubernetes.sandboxes import Sandboxes
 from agent.kubernetes.starts import Sandbox
 from policy.objects import Pod

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.kubernetes.cni import ANSWER, MAGIC, MAX_INPUT, VERSIONS, Request
+from agent.kubernetes.cni_wire import ANSWER, MAGIC, MAX_INPUT, VERSIONS, Request
 from tests.harness.cni import RESULT, agent, answering, build, finish, run, stanza, start
 
 TRY_LATER = 11
