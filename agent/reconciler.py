@@ -18,6 +18,7 @@ from agent.enforcing import Enforcement
 from agent.issuing import Issued, Issuer
 from agent.logs import fields
 from agent.marks import LAST_EPOCH, free_epoch
+from agent.problems import ProblemLog
 from agent.runtime import Recorded, RuntimeDirectory
 from agent.source import Candidate, Source, inode_of
 from policy.engine import PolicyEngine
@@ -88,7 +89,7 @@ class Reconciler:
         self._unlaid: dict[str, str] = {}
         """Pods whose policy is in force for what is new, and whose rules do not name its epoch yet, oldest first; each
         with what was said when that failed."""
-        self._reported: frozenset[Problem] = frozenset()
+        self._problem_log = ProblemLog()
         self.failed: dict[str, str] = {}
         """Pods that a step has failed for in the last pass, each with what was said."""
         self.problems: tuple[Problem, ...] = ()
@@ -274,7 +275,7 @@ class Reconciler:
             except TriremeError as error:  # tried again, and reported, by the next tick
                 self.rule_errors += isinstance(error, KernelError)
                 log.warning("policy is not in force yet", extra=fields(pod=name, error=error))
-        self._record([])
+        self._record([])  # what is said of that, the next tick reports
         self._report()
 
     def _holds(self, bound: _Bound, wanted: _Wanted | None) -> bool:
@@ -390,23 +391,10 @@ class Reconciler:
             self._written = dict(self._recorded)
 
     def _report(self) -> None:
-        """Log each problem when it appears and when it is gone, not at every tick."""
         unlaid = (
             self._source.problem(self._wanted[name].pod, text)
             for name, text in self._unlaid.items()
             if text and name in self._wanted
         )
         self.problems = (*self._source.problems, *self._found, *unlaid)
-        now = frozenset(self.problems)
-        if now == self._reported:
-            return
-        for problem in sorted(now - self._reported):
-            text = f"{problem.message}; {problem.hint}" if problem.hint else problem.message
-            log.error("config problem", extra=fields(at=_place(problem), field=problem.field, problem=text))
-        for problem in sorted(self._reported - now):
-            log.info("config problem solved", extra=fields(at=_place(problem), field=problem.field))
-        self._reported = now
-
-
-def _place(problem: Problem) -> str:
-    return f"{problem.file}:{problem.line}" if problem.line else problem.file
+        self._problem_log.take(self.problems)
