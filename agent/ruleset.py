@@ -7,7 +7,7 @@ A packet of the pod passes, in PREROUTING when it arrives and in POSTROUTING whe
 3. ``TRM-IN`` / ``TRM-OUT``: a packet that comes back from the agent carries its answer in the packet mark. "Accepted"
    is saved to the connection; every answer leaves through ``TRM-DONE``, which clears our bits again.
 4. Every SYN and SYN-ACK goes to the agent, whatever the connection's mark: a reused 5-tuple must not inherit a verdict.
-   (The answer to the node's own SYN excepted: that SYN has just set the mark.)
+   (Those of the node excepted, and the answer to its SYN, which has just set the mark.)
 5. Neighbour discovery and multicast listener reports pass, when their hop limit proves that they stay on the link.
 6. ``TRM-EPOCH``: packets of a connection that was accepted under the current epoch pass; all others, of whatever
    protocol, go to the agent. A match that returns, then the queue - never an inverted match, which a packet without
@@ -151,7 +151,7 @@ def wanted(rules: PodRules, family: Family) -> Chains:
     begun_anew = ("-m", "mark", "--mark", f"{marks.pass_clear:#x}/{mask}", *clear_connection)
     judged = ("-m", "mark", "!", "--mark", f"0x0/{mask}")
     judge: tuple[Words, ...] = (
-        ("-p", "tcp", "-m", "tcp", "--tcp-flags", "SYN", "SYN", *_queue(rules)),
+        (*_ANY_SYN, *_queue(rules)),
         (*_has_surplus(family), *_queue(rules)),
         *(on_link() if family is Family.IPV6 else ()),
     )
@@ -188,6 +188,7 @@ def wanted(rules: PodRules, family: Family) -> Chains:
     }
 
 
+_ANY_SYN: Final = ("-p", "tcp", "-m", "tcp", "--tcp-flags", "SYN", "SYN")
 _SYN: Final = ("-p", "tcp", "-m", "tcp", "--tcp-flags", "FIN,SYN,RST,ACK", "SYN")
 _SYN_ACK: Final = ("-p", "tcp", "-m", "tcp", "--tcp-flags", "FIN,SYN,RST,ACK", "SYN,ACK")
 
@@ -207,7 +208,7 @@ def _own_node(rules: PodRules, family: Family) -> tuple[tuple[Words, ...], dict[
         "TRM-NODE": tuple(("-s", source, "-g", "TRM-NODE-OWN") for source in sources),
         # Never an ICMP error: it is part of the connection it tells of, which may be anybody's.
         "TRM-NODE-OWN": (
-            (*_SYN, *mark),
+            (*_ANY_SYN, *mark),
             ("-m", "conntrack", "--ctstate", "NEW", *mark),
             (*of_node, *mark),
         ),

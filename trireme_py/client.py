@@ -68,7 +68,7 @@ class ClientSide:
             flow = self._open(turn, syn)
         target = (packet.destination, packet.destination_port)
         in_scope = packet.destination in self._shared.settings.identity_scope
-        if not in_scope:
+        if not in_scope and not self._may_be_node(packet):
             # Nobody there can be identified, so there is no answer to wait for.
             self._judge_silent(turn)
         # The first two go with a token, then every other one: something on the path may mind data in a SYN.
@@ -100,9 +100,14 @@ class ClientSide:
 
     def _open(self, turn: Turn, syn: Packet) -> ClientFlow:
         endpoint, packet, key = turn.pod, turn.packet, turn.tuple5
-        if not endpoint.policy.may_open(packet.protocol):
+        if not endpoint.policy.may_open(packet.protocol) and not self._may_be_node(packet):
             self._judge_silent(turn)
         return ClientFlow(key, packet.sequence, endpoint.identity, syn)
+
+    def _may_be_node(self, packet: Packet) -> bool:
+        """Tell whether a SYN may be for the pod's own node, which policy cannot forbid. Only the answer tells: the
+        node's own never comes here (docs/datapath.md), and one from behind a NodePort is judged."""
+        return packet.destination in self._shared.settings.node_addresses
 
     def _remember(self, turn: Turn, flow: ClientFlow) -> None:
         evicted = turn.pod.clients.put(flow.key, flow, turn.now.mono_ns)

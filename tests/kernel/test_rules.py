@@ -309,7 +309,7 @@ def test_an_independent_reader_finds_the_same_rules(namespace: Path, writer: str
             "TRM-EPOCH": [{"connmark": [{"mark": "0x850000/0xff0000"}], "target": "RETURN"}, queue],
             "TRM-NODE": [{"src": address, "target": {"goto": "TRM-NODE-OWN"}}],
             "TRM-NODE-OWN": [
-                {**first, **mark_node},
+                {"protocol": "tcp", "tcp": [{"tcp-flags": ["SYN", "SYN"]}], **mark_node},
                 {"conntrack": [{"ctstate": "NEW"}], **mark_node},
                 {**of_node, **mark_node},
             ],
