@@ -112,6 +112,19 @@ def test_a_pod_that_waits_for_its_sandbox_is_no_problem_and_a_running_one_withou
     assert rig.problems() == []
 
 
+def test_a_pod_that_ends_loses_its_namespace_before_the_api_says_so_and_the_next_of_its_name_must_be_found(
+    rig: ClusterRig,
+) -> None:
+    path = rig.places.make("uid-a")
+    rig.pod("a")
+    rig.start()
+    path.unlink()
+    rig.tick()
+    assert rig.problems() == []
+    rig.pod("a", uid="another")
+    rig.until(rig.problems)
+
+
 def test_what_discovery_cannot_decide_is_a_problem_while_it_lasts(rig: ClusterRig) -> None:
     rig.start()
     rig.places.undecided.append("pod shop/a: two namespaces have its addresses")
