@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
-from agent.interfaces import AddressNews, node_addresses_of
+from agent.interfaces import AddressNews, node_addresses_of, unfiltered_bridges_of
 from agent.logs import fields
 from agent.rules import RuleBackend
 from agent.ruleset import NEIGHBOUR_DISCOVERY, UNFORWARDED, Chains, Family, Jumps, Network, OwnNode, Words
@@ -82,6 +83,7 @@ class NodeRules:
         try:
             self.own = self._read()
             backend.apply(namespace, self._rules)
+            self._warn_of_bridges()
         except BaseException:
             self.close()
             raise
@@ -101,6 +103,14 @@ class NodeRules:
 
     def _read(self) -> OwnNode:
         return OwnNode(tuple(sorted(node_addresses_of(self._namespace))), self._rules.pods)
+
+    def _warn_of_bridges(self) -> None:
+        for name, addresses in unfiltered_bridges_of(self._namespace).items():
+            if any(address in pods for address in map(ip_address, addresses) for pods in self._rules.pods):
+                log.warning(
+                    "a pod on this bridge can pass as the node: its frames to others there do not pass iptables",
+                    extra=fields(bridge=name, see="sysctl net.bridge.bridge-nf-call-iptables, and -ip6tables"),
+                )
 
     def verify(self) -> None:
         """Lay the rules again if somebody changed them. Raises KernelError."""
