@@ -11,7 +11,7 @@ import pytest
 from tests.cluster import build, machine
 from tests.cluster.cluster import Cluster
 from tests.cluster.down import down
-from tests.cluster.installation import OVERLAYS, Installed, build_image, remains, wait_until
+from tests.cluster.installation import OVERLAYS, Installed, build_image
 from tests.cluster.up import up
 
 
@@ -57,8 +57,8 @@ def installed(
         print(installed.diagnosis())
         raise
     finally:
-        installed.remove()
-    wait_until(lambda: not any(remains(node) for node in cluster.nodes), "nothing of the agent is left on any node", 60)
+        said = installed.remove()
+    installed.gone(said)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -17,6 +17,7 @@ import msgspec
 from agent.enroll import create_authority, utc
 from agent.status import Status
 from tests.cluster.cluster import Cluster, Node
+from tests.cluster.layout import BIN
 from tests.cluster.machine import ClusterError
 
 ROOT = Path(__file__).parents[2]
@@ -112,9 +113,25 @@ class Installed:
         """Return when every agent of the DaemonSet is the newest and ready."""
         self.kubectl("rollout", "status", "daemonset/trireme-agent", f"--timeout={PATIENCE_S:g}s")
 
-    def remove(self) -> None:
-        """Delete everything, and return when it is gone from the API server."""
+    def remove(self) -> str:
+        """Delete everything, and return when it is gone from the API server. Returns the agents' last words."""
+        follow = (str(BIN / "kubectl"), f"--kubeconfig={self.cluster.kubeconfig}", "-n", NAMESPACE, "logs", "--follow")
+        followed = [
+            subprocess.Popen(
+                [*follow, "--tail=5", name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+            )
+            for name in self.agents().values()
+        ]
         self.cluster.kubectl("delete", "-k", str(self.overlay), f"--timeout={PATIENCE_S:g}s", timeout=PATIENCE_S + 5)
+        return "".join(each.communicate(timeout=PATIENCE_S)[0] for each in followed)
+
+    def gone(self, said: str = "") -> None:
+        """Return when nothing is left on any node. ``said``: what :meth:`remove` returned."""
+        try:
+            wait_until(lambda: not any(map(remains, self.cluster.nodes)), "nothing of the agent is left", 30)
+        except ClusterError as error:
+            left = {node.name: remains(node) for node in self.cluster.nodes}
+            raise ClusterError(f"{error}: {left}\n{said}") from error
 
     # -- Looking ------------------------------------------------------------------------------------------------------
 
