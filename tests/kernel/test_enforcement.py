@@ -156,7 +156,7 @@ def test_a_connection_behind_a_sidecar_is_not_forgotten_while_it_lives(
 
 def test_a_namespace_that_refuses_leaves_no_other_unverified(network: Network, node: Node) -> None:
     class Refusing(RestoreBackend):
-        def apply(self, namespace: Path, rules: PodRules) -> bool:
+        def apply(self, namespace: Path, rules: RuleSet) -> bool:
             if namespace == network.client.path and refuse:
                 raise KernelError("no")
             return super().apply(namespace, rules)
@@ -193,7 +193,7 @@ def test_counters_never_fall_when_a_pod_goes(network: Network, node: Node) -> No
 
 def test_a_failed_attach_leaves_no_listener(network: Network, node: Node) -> None:
     class Refusing(RestoreBackend):
-        def apply(self, namespace: object, rules: PodRules) -> bool:
+        def apply(self, namespace: Path, rules: RuleSet) -> bool:
             raise KernelError("no")
 
     with pytest.raises(KernelError, match="no"):
