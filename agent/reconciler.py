@@ -17,7 +17,7 @@ from typing import Final
 from agent.enforcing import Enforcement
 from agent.issuing import Issued, Issuer
 from agent.logs import fields
-from agent.marks import LAST_EPOCH, free_epoch
+from agent.marks import FIRST_EPOCH, LAST_EPOCH, free_epoch
 from agent.problems import ProblemLog
 from agent.runtime import Recorded, RuntimeDirectory
 from agent.source import Candidate, Source, inode_of
@@ -58,6 +58,7 @@ class _Wanted:
     path: Path
     inode: tuple[int, int]
     addresses: tuple[Address, ...]
+    starting: bool
 
 
 class Reconciler:
@@ -90,6 +91,8 @@ class Reconciler:
         """Pods whose policy is in force for what is new, and whose rules do not name its epoch yet, oldest first; each
         with what was said when that failed."""
         self._problem_log = ProblemLog()
+        self.on_bound: Callable[[], None] = lambda: None
+        """Called each time a pod has come under enforcement, while the pass goes on with others."""
         self.failed: dict[str, str] = {}
         """Pods that a step has failed for in the last pass, each with what was said."""
         self.problems: tuple[Problem, ...] = ()
@@ -234,7 +237,7 @@ class Reconciler:
                 problems.append(self._source.problem(candidate.pod, text, "give each pod its own"))
                 continue
             taken[inode] = candidate.name
-            wanted[candidate.name] = _Wanted(candidate.pod, path, inode, candidate.addresses)
+            wanted[candidate.name] = _Wanted(candidate.pod, path, inode, candidate.addresses, candidate.starting)
         return wanted
 
     def _has_its_namespace(self, candidate: Candidate) -> bool:
@@ -320,8 +323,10 @@ class Reconciler:
             issued = self._issuer.issue(pod)
         except TriremeError:
             issued = None  # enforced all the same, unidentified; renewing tries again and says why
-        used = self._enforcement.epochs_in_use(path)
-        epoch = self._first_epoch(name, wanted, view, used)
+        # A start waits for this, and in a namespace in which nothing has run yet there is nothing to be found.
+        new = wanted.starting and all(one.inode != wanted.inode for one in self._recorded.values())
+        used = set() if new else self._enforcement.epochs_in_use(path)
+        epoch = FIRST_EPOCH if new else self._first_epoch(name, wanted, view, used)
         used.add(epoch)
         addresses = self._addresses(wanted)
         # Recorded before the rules go in: whatever happens to us then, cleanup finds them.
@@ -339,6 +344,7 @@ class Reconciler:
         )
         self._bound[name] = _Bound(self._endpoints, path, wanted.inode, addresses, issued, view, epoch, used)
         log.info("pod enforced", extra=fields(pod=name, namespace=path, epoch=epoch))
+        self.on_bound()
 
     def _first_epoch(self, name: str, wanted: _Wanted, view: View, used: set[int]) -> int:
         """Continue with the epoch in force if its policy is the one in force still, else begin a new one."""

@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from agent import netns, ruleset
 from agent.marks import Marks, newer_epoch
@@ -17,9 +19,12 @@ from agent.rules import families
 from agent.ruleset import Family, PodRules, RuleSet
 from trireme_py.errors import KernelError
 
+T = TypeVar("T")
+
 _LOCK_WAIT_S: Final = 5
 """How long the legacy variant waits for the lock that all iptables programs of the machine share."""
 _TIMEOUT_S: Final = 20
+_LEGACY_TABLES: Final = Path("/proc/thread-self/net")
 _MOST_READ_BACK: Final = 1024
 """Sets of rules differ from pod to pod by their epoch only, so this is never reached."""
 
@@ -39,7 +44,7 @@ class RestoreBackend:
     def __init__(self, variant: Variant) -> None:
         self.variant = variant
         self._read_back: dict[tuple[Family, RuleSet], ruleset.Chains] = {}
-        """How this version of iptables prints what was written last, where that is not as :mod:`agent.ruleset` says."""
+        """How this version of iptables prints what was written: looked at once for each set of rules."""
 
     @property
     def name(self) -> str:
@@ -64,42 +69,52 @@ class RestoreBackend:
 
         With rules in both kernel interfaces every packet would be asked about twice.
         """
-        if not self.installed():
+        if not self._tables_there(namespace) or not self.installed():
             return False
         return netns.run_inside(namespace, self._remove_here)
 
+    def _tables_there(self, namespace: Path) -> bool:
+        """Tell whether the variant may have rules: what the legacy one has, the kernel tells without a program."""
+        if self.variant is Variant.NFT:
+            return True
+        files = [_LEGACY_TABLES / f"{name}_tables_names" for name in ("ip", "ip6")]
+
+        def look() -> bool:
+            return any(file.exists() and file.read_text(encoding="ascii") for file in files)
+
+        return netns.run_inside(namespace, look)
+
     def _apply_here(self, rules: RuleSet) -> bool:
-        changed = False
-        for family in families():
-            present, wanted = self._read(family, rules), rules.chains(family)
-            expected = self._read_back.get((family, rules), wanted)
-            if ruleset.in_place(present, expected, rules.jumps, leading=not rules.shared):
-                continue
-            self._restore(family, ruleset.render_apply(present, rules, family))
-            written = ruleset.own_chains(self._read(family, rules), rules.jumps)
-            if written != wanted:
-                if len(self._read_back) >= _MOST_READ_BACK:
-                    self._read_back.clear()
-                self._read_back[family, rules] = written
-            changed = True
-        return changed
+        return any(_for_each_family(lambda family: self._apply_family(rules, family)))
+
+    def _apply_family(self, rules: RuleSet, family: Family) -> bool:
+        present = self._read(family, rules)
+        expected = self._read_back.get((family, rules)) or rules.chains(family)
+        if ruleset.in_place(present, expected, rules.jumps, leading=not rules.shared):
+            return False
+        self._restore(family, ruleset.render_apply(present, rules, family))
+        if (family, rules) not in self._read_back:
+            if len(self._read_back) >= _MOST_READ_BACK:
+                self._read_back.clear()
+            self._read_back[family, rules] = ruleset.own_chains(self._read(family, rules), rules.jumps)
+        return True
 
     def set_epoch(self, namespace: Path, rules: PodRules) -> None:
         text = ruleset.render_epoch(rules)
         netns.run_inside(namespace, lambda: self._set_epoch_here(text))
 
     def _set_epoch_here(self, text: str) -> None:
-        for family in families():
-            self._restore(family, text)
+        _for_each_family(lambda family: self._restore(family, text))
 
     def read_state(self, namespace: Path, marks: Marks) -> int | None:
         epoch = netns.run_inside(namespace, lambda: self._read_state_here(marks))
-        if epoch is None and self._other().installed():
-            return netns.run_inside(namespace, lambda: self._other()._read_state_here(marks))
+        other = self._other()
+        if epoch is None and other._tables_there(namespace) and other.installed():
+            return netns.run_inside(namespace, lambda: other._read_state_here(marks))
         return epoch
 
     def _read_state_here(self, marks: Marks) -> int | None:
-        present = [self._read(family) for family in families()]
+        present = _for_each_family(self._read)
         epochs = [epoch for tables in present if (epoch := ruleset.epoch_in_force(tables, marks)) is not None]
         if len(epochs) != len(present):
             return None
@@ -132,6 +147,15 @@ class RestoreBackend:
     def _restore(self, family: Family, text: str) -> None:
         program = f"{family.value}-{self.variant.value}-restore"
         _run([program, "--noflush", "--wait", str(_LOCK_WAIT_S)], text)
+
+
+def _for_each_family(step: Callable[[Family], T]) -> list[T]:
+    """Call ``step`` for all families at once: their tables are each its own, and somebody waits.
+
+    A new thread is in the namespace of the one that starts it, clone(2).
+    """
+    with ThreadPoolExecutor(len(Family)) as pool:
+        return list(pool.map(step, families()))
 
 
 def _delete_idle_chains(family: Family, saved: str, before: ruleset.Tables) -> None:

@@ -25,6 +25,8 @@ class Candidate:
     """Why there is none, if somebody should know."""
     addresses: tuple[Address, ...] = ()
     """The pod's own; empty: those that its interfaces carry."""
+    starting: bool = False
+    """Nothing has run in the namespace yet: no connection is there, and no rule of ours that is not recorded."""
 
     @property
     def name(self) -> str:

@@ -205,13 +205,15 @@ class CniServer:
                 f"{', '.join(map(str, self._folders))}; the agent needs the folder that the runtime pins them in",
             )
         began = time.monotonic()
-        sandbox = Sandbox(pod, arguments.get("K8S_POD_UID", ""), container, path, addresses)
+        starting = request.environment["CNI_COMMAND"] == "ADD"
+        sandbox = Sandbox(pod, arguments.get("K8S_POD_UID", ""), container, path, addresses, starting)
         self._sandboxes.add(sandbox)
         try:
             self._starts.hold(sandbox, max(request.deadline - began - ANSWER_MARGIN_S, 0.0))
         except BaseException:
             self._sandboxes.remove(container)
             raise
+        self._sandboxes.has_started(container)
         self.held += 1
         log.info(
             "pod held from its start",

@@ -114,7 +114,7 @@ class Holding:
             self._told, self._leaving = tuple(self._leaving), []
 
     def answer(self, held: Held) -> None:
-        """The pass is over: let those go whose time has come."""
+        """Let those go whose time has come; the pass may still be on."""
         for _, waiting in self._asked:
             name = waiting.sandbox.pod
             pod = self._pods.pod(name)
@@ -130,6 +130,10 @@ class Holding:
                 waiting.done.set_exception(NotStarted(f"pod {name}: has run to its end"))
             elif name in held.failed:
                 waiting.done.set_exception(NotStarted(f"pod {name}: {held.failed[name]}"))
+
+    def end(self, held: Held) -> None:
+        """The pass is over."""
+        self.answer(held)
         for done in self._told:
             done.set_result(None)
         self._asked, self._told = (), ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import ExitStack
+from functools import partial
 from typing import Final
 
 from agent.durations import Durations
@@ -60,6 +61,8 @@ class Pass:
     def run(self, reconciler: Reconciler, *, tick: bool = False) -> None:
         """Bring what has come into force, let those go on who wait for it, and write down what is known now."""
         self._holding.begin()
+        # Starts that came together need not wait for the last of them.
+        reconciler.on_bound = partial(self._holding.answer, reconciler)
         if tick:
             reconciler.tick()
         else:
@@ -67,7 +70,7 @@ class Pass:
         if self._source.since_s is not None:
             self._durations.observe(time.monotonic() - self._source.since_s)
             self._source.since_s = None
-        self._holding.answer(reconciler)
+        self._holding.end(reconciler)
         reconciler.lay_epochs(self._inbox.waiting)
         self._source.write(self._engine)
 

@@ -57,6 +57,8 @@ class Sandboxes:
         self._lock = threading.Lock()
         self._known: dict[str, _Known] = {}
         """By container, oldest first."""
+        self._starting: dict[str, Path] = {}
+        """By container: namespaces in which nothing has run yet. An agent that is started anew knows of none."""
         self._found: Mapping[tuple[str, str], tuple[Path, Inode]] = {}
         """By ``namespace/name`` and uid."""
 
@@ -85,10 +87,22 @@ class Sandboxes:
                 sandbox.pod, sandbox.uid, sandbox.container, path, inode, sandbox.addresses
             )
             self._write()
+            if sandbox.starting:
+                self._starting[sandbox.container] = sandbox.network_namespace
+
+    def has_started(self, container: str) -> None:
+        """From now on something may run in a sandbox."""
+        with self._lock:
+            self._starting.pop(container, None)
+
+    def is_starting(self, path: Path) -> bool:
+        with self._lock:
+            return path in self._starting.values()
 
     def remove(self, container: str) -> None:
         """Forget a sandbox. One that is not known is passed over."""
         with self._lock:
+            self._starting.pop(container, None)
             if self._known.pop(container, None) is not None:
                 self._write()
 

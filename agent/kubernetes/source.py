@@ -156,7 +156,8 @@ class ClusterSource:
             if path is None and running and self._located.get(f"{pod.namespace}/{pod.name}") != pod.uid:
                 text = "its network namespace is not found, so it is not enforced"
                 problem = self.problem(pod, text, "on the node, see: ip netns list; ip netns exec NAME ip address")
-            yield Candidate(pod, path, problem, pod.addresses)
+            starting = path is not None and self._locator.is_starting(path)
+            yield Candidate(pod, path, problem, pod.addresses, starting)
 
     def problem(self, pod: Pod, message: str, hint: str = "") -> Problem:
         return Problem(pod.key, 0, "", message, hint)

@@ -29,6 +29,8 @@ class Sandbox:
     """A file that pins the namespace, as seen by the agent."""
     addresses: tuple[Address, ...] = ()
     """Those that the other plugins of the chain gave it, packed; empty if they did not say."""
+    starting: bool = False
+    """Nothing has run in it yet, and nothing will before this is answered."""
 
 
 class NotStarted(TriremeError):
@@ -43,6 +45,9 @@ class Locator(Protocol):
 
         It must be the namespace of this very Pod object (``pod.uid``), not of an earlier one of the same name.
         """
+
+    def is_starting(self, path: Path) -> bool:
+        """Tell whether nothing has run yet in the namespace that ``path`` pins."""
 
 
 class PodStarts(Protocol):

@@ -39,6 +39,8 @@ class Places:
         self.root = root
         self.undecided: list[str] = []
         self._places: dict[str, Path] = {}
+        self.starting: set[Path] = set()
+        """Where nothing has run yet."""
 
     def make(self, uid: str) -> Path:
         """Make a namespace, here a plain file, and say that the pod with this uid is in it."""
@@ -54,6 +56,9 @@ class Places:
     def locate(self, pod: Pod) -> Path | None:
         path = self._places.get(pod.uid)
         return path if path is not None and path.exists() else None
+
+    def is_starting(self, path: Path) -> bool:
+        return path in self.starting
 
     def look(self, pods: Iterable[Pod]) -> list[str]:
         return list(self.undecided)

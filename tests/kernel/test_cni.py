@@ -78,7 +78,7 @@ def site(tmp_path: Path, plugin: Path, starts: Recorder) -> Iterator[Site]:
 def test_a_pod_is_held_and_the_result_passed_on_as_it_came(site: Site, starts: Recorder, version: str) -> None:
     before = {**BARE, "cniVersion": version, "later": {"field": [1, None, 1.0]}}
     assert site.ask(version=version, prevResult=before) == (0, before)
-    assert starts.asked == [Sandbox("shop/db", "u1", "c1", site.namespace, ())]
+    assert starts.asked == [Sandbox("shop/db", "u1", "c1", site.namespace, (), starting=True)]
     assert 0 < starts.patience_s[0] < 10
     assert site.located == site.namespace
     assert (site.server.held, site.server.refused) == (1, 0)
@@ -89,6 +89,15 @@ def test_its_namespace_is_known_while_it_is_being_held(site: Site, starts: Recor
     starts._hold = lambda _: seen.append(site.located)
     assert site.ask()[0] == 0
     assert seen == [site.namespace]
+
+
+def test_something_may_run_there_once_it_is_held(site: Site, starts: Recorder) -> None:
+    seen: list[bool] = []
+    starts._hold = lambda _: seen.append(site.sandboxes.is_starting(site.namespace))
+    assert site.ask("ADD")[0] == 0
+    seen.append(site.sandboxes.is_starting(site.namespace))
+    assert site.ask("CHECK")[0] == 0
+    assert seen == [True, False, False]
 
 
 def test_the_pod_s_own_addresses_are_handed_on(site: Site, starts: Recorder) -> None:

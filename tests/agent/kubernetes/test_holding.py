@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -201,3 +202,51 @@ def test_many_start_together(rig: ClusterRig) -> None:
     with rig.running(), ThreadPoolExecutor(len(names)) as pool:
         list(pool.map(hold, sandboxes))
     assert len(rig.kernel.take()) == len(names)
+
+
+def test_who_is_held_does_not_wait_for_others_that_came_with_it(rig: ClusterRig, monkeypatch: Any) -> None:
+    for name in "ab":
+        rig.pod(name, phase="Pending")
+    rig.start()
+    asked = threading.Semaphore(0)
+    monkeypatch.setattr(rig.source, "look_again", asked.release)
+    went_on: list[int] = []
+    attach = rig.kernel.attach
+
+    def slowly(*arguments: Any, **more: Any) -> None:
+        if rig.kernel.steps:
+            wait(waiting, PATIENCE_S, FIRST_COMPLETED)
+            went_on.append(sum(one.done() for one in waiting))
+        attach(*arguments, **more)
+
+    monkeypatch.setattr(rig.kernel, "attach", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(rig.holding.hold, sandbox(rig, name), PATIENCE_S) for name in "ab"]
+        assert all(asked.acquire(timeout=PATIENCE_S) for _ in waiting)
+        rig.tick()
+    assert went_on == [1]
+
+
+def test_where_nothing_has_run_yet_nothing_is_looked_for(rig: ClusterRig) -> None:
+    rig.pod("a", phase="Pending")
+    rig.start()
+    held = sandbox(rig)
+    rig.places.starting.add(held.network_namespace)
+    with rig.running():
+        rig.holding.hold(held, PATIENCE_S)
+    assert rig.kernel.take() == [("attach", "shop/a", "cni-uid-a", 1)]
+    assert rig.kernel.sweeps == 0
+
+
+def test_where_it_was_tried_before_it_is_looked(rig: ClusterRig) -> None:
+    rig.pod("a", phase="Pending")
+    rig.start()
+    held = sandbox(rig)
+    rig.places.starting.add(held.network_namespace)
+    rig.kernel.failing.add("attach")
+    with rig.running():
+        with pytest.raises(NotStarted, match="attach refused"):
+            rig.holding.hold(held, PATIENCE_S)
+        rig.kernel.failing.clear()
+        rig.holding.hold(held, PATIENCE_S)
+    assert rig.kernel.sweeps > 0
