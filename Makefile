@@ -1,5 +1,5 @@
 # `make demo` and `make test` are all a newcomer needs; both set up what is missing first.
-.PHONY: help demo test setup lint bench clean
+.PHONY: help demo test setup fastpath lint bench clean
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
@@ -8,12 +8,16 @@ help:
 	@echo "make demo    beer of the day: see identity enforced on this machine (about a minute)"
 	@echo "make test    everything that must be green: lint, types, tests"
 	@echo "make setup   only the set-up: Debian packages, .venv, a look at the kernel"
+	@echo "make fastpath  compile the C fast path again, after a change to trireme_py/fastpath/"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   the numbers behind every speed claim"
 	@echo "make clean   remove .venv and every cache"
 
 setup:
 	@scripts/setup
+
+fastpath:
+	@$(PYTHON) -W ignore -c 'import setuptools; setuptools.setup()' --quiet build_ext --inplace
 
 demo:
 	@scripts/setup --kernel
