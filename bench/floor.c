@@ -110,8 +110,10 @@ int main(int count, char **words)
     }
     struct tr_workers *workers = tr_workers_new((unsigned)atoi(words[1]));
     if (workers == NULL) fail("threads");
-    for (int index = 2; index < count; index++)
-        if (tr_pod_new(workers, NULL, open_inside(words[index]), QUEUE, &marks, false) == NULL) fail(words[index]);
+    for (int index = 2; index < count; index++) {
+        struct tr_pod *pod = tr_pod_new(open_inside(words[index]), QUEUE, &marks, false);
+        if (pod == NULL || tr_pod_start(pod, workers, NULL) != 0) fail(words[index]);
+    }
     printf("{\"ready\": 1}\n");
     fflush(stdout);
     char end;

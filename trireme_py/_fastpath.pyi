@@ -29,23 +29,17 @@ class Conntrack:
 
 @final
 class Queue:
-    """One pod's queue, served by a thread of ``workers``. All methods belong to one thread."""
+    """One pod's queue, read by a thread in C. All methods belong to one thread."""
 
-    def __new__(
-        cls,
-        workers: Workers,
-        endpoint: object,
-        conntrack: Conntrack | None,
-        fd: int,
-        number: int,
-        marks: tuple[int, int, int, int],
-        foreign_passes: bool,
-    ) -> Queue:
-        """Serve queue ``number`` of the namespace that netfilter netlink socket ``fd`` was made in.
+    def __new__(cls, fd: int, number: int, marks: tuple[int, int, int, int], foreign_passes: bool) -> Queue:
+        """Take over queue ``number`` of the namespace that netfilter netlink socket ``fd`` was made in.
 
         The descriptor is the queue's, even if this raises OSError (EBUSY: somebody else holds the queue). ``marks``:
         mask, pass, pass and clear, accept. ``foreign_passes``: what becomes of packets from a hook that is not ours.
         """
+
+    def start(self, workers: Workers, endpoint: object, conntrack: Conntrack | None, /) -> None:
+        """Have an ``Endpoint`` judge what comes. Once, before all below but :meth:`close`. Raises OSError."""
 
     def close(self) -> None:
         """Let go of the queue; the kernel drops what waits in it."""

@@ -194,40 +194,68 @@ struct queue_object {
 
 static PyObject *queue_new(PyTypeObject *type, PyObject *arguments, PyObject *words)
 {
-    static char *names[] = {"workers", "endpoint", "conntrack", "fd", "number", "marks", "foreign_passes", NULL};
-    PyObject *workers, *endpoint, *conntrack;
+    static char *names[] = {"fd", "number", "marks", "foreign_passes", NULL};
     struct tr_marks marks;
     unsigned short number;
     int fd, foreign_passes;
-    if (!PyArg_ParseTupleAndKeywords(arguments, words, "O!OOiH(IIII)p", names, workers_type, &workers, &endpoint,
-                                     &conntrack, &fd, &number, &marks.mask, &marks.pass, &marks.pass_clear,
-                                     &marks.accept, &foreign_passes))
+    if (!PyArg_ParseTupleAndKeywords(arguments, words, "iH(IIII)p", names, &fd, &number, &marks.mask, &marks.pass,
+                                     &marks.pass_clear, &marks.accept, &foreign_passes))
         return NULL;
-    struct tr_endpoint *judge = tr_module_endpoint(endpoint);
-    if (judge == NULL) return NULL;
-    if (conntrack != Py_None && !Py_IS_TYPE(conntrack, (PyTypeObject *)conntrack_type))
-        return PyErr_Format(PyExc_TypeError, "conntrack: not a Conntrack");
     struct queue_object *self = (struct queue_object *)make(type);
     if (self == NULL) return NULL;
-    int error = 0;
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    self->pod = tr_pod_new(fd, number, &marks, foreign_passes);
+    error = errno;
+    Py_END_ALLOW_THREADS
+    if (self->pod == NULL) {
+        raise_errno(error);
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static struct tr_pod *opened(PyObject *object)
+{
+    struct tr_pod *pod = ((struct queue_object *)object)->pod;
+    if (pod == NULL) PyErr_SetString(PyExc_ValueError, "the queue is closed");
+    return pod;
+}
+
+static struct tr_pod *started(PyObject *object)
+{
+    struct tr_pod *pod = opened(object);
+    if (pod == NULL || ((struct queue_object *)object)->endpoint != NULL) return pod;
+    PyErr_SetString(PyExc_ValueError, "the queue is not started");
+    return NULL;
+}
+
+static PyObject *queue_start(PyObject *object, PyObject *arguments)
+{
+    struct queue_object *self = (struct queue_object *)object;
+    PyObject *workers, *endpoint, *conntrack;
+    if (!PyArg_ParseTuple(arguments, "O!OO", workers_type, &workers, &endpoint, &conntrack)) return NULL;
+    struct tr_pod *pod = opened(object);
+    struct tr_endpoint *judge = tr_module_endpoint(endpoint);
+    if (pod == NULL || judge == NULL) return NULL;
+    if (self->endpoint != NULL) return PyErr_Format(PyExc_ValueError, "the queue is started already");
+    if (conntrack != Py_None && !Py_IS_TYPE(conntrack, (PyTypeObject *)conntrack_type))
+        return PyErr_Format(PyExc_TypeError, "conntrack: not a Conntrack");
+    int error;
     Py_BEGIN_ALLOW_THREADS
     if (conntrack != Py_None) {
         tr_endpoint_lock(judge);
         tr_engine_set_translate(judge, show, &((struct conntrack_object *)conntrack)->conntrack);
         tr_endpoint_unlock(judge);
     }
-    self->pod = tr_pod_new(((struct workers_object *)workers)->workers, judge, fd, number, &marks, foreign_passes);
-    if (self->pod == NULL) error = errno;
+    error = tr_pod_start(pod, ((struct workers_object *)workers)->workers, judge);
     Py_END_ALLOW_THREADS
-    if (error != 0) {
-        raise_errno(error);
-        Py_DECREF(self);
-        return NULL;
-    }
+    if (error != 0) return raise_errno(-error);
     self->workers = Py_NewRef(workers);
     self->endpoint = Py_NewRef(endpoint);
     self->conntrack = Py_NewRef(conntrack);
-    return (PyObject *)self;
+    Py_RETURN_NONE;
 }
 
 static void close_pod(struct queue_object *self)
@@ -235,12 +263,14 @@ static void close_pod(struct queue_object *self)
     struct tr_pod *pod = self->pod;
     self->pod = NULL;
     if (pod == NULL) return;
-    struct tr_endpoint *endpoint = tr_module_endpoint(self->endpoint);
+    struct tr_endpoint *endpoint = self->endpoint == NULL ? NULL : tr_module_endpoint(self->endpoint);
     Py_BEGIN_ALLOW_THREADS
     tr_pod_free(pod);
-    tr_endpoint_lock(endpoint);
-    tr_engine_set_translate(endpoint, NULL, NULL);
-    tr_endpoint_unlock(endpoint);
+    if (endpoint != NULL) { /* it may outlive what it asks */
+        tr_endpoint_lock(endpoint);
+        tr_engine_set_translate(endpoint, NULL, NULL);
+        tr_endpoint_unlock(endpoint);
+    }
     Py_END_ALLOW_THREADS
 }
 
@@ -252,13 +282,6 @@ static void queue_dealloc(PyObject *object)
     Py_XDECREF(self->endpoint);
     Py_XDECREF(self->conntrack);
     release(object);
-}
-
-static struct tr_pod *opened(PyObject *object)
-{
-    struct tr_pod *pod = ((struct queue_object *)object)->pod;
-    if (pod == NULL) PyErr_SetString(PyExc_ValueError, "the queue is closed");
-    return pod;
 }
 
 static PyObject *queue_close(PyObject *object, PyObject *Py_UNUSED(nothing))
@@ -286,7 +309,7 @@ static PyObject *queue_set_accept(PyObject *object, PyObject *mark)
 
 static PyObject *queue_poll(PyObject *object, PyObject *Py_UNUSED(nothing))
 {
-    struct tr_pod *pod = opened(object);
+    struct tr_pod *pod = started(object);
     if (pod == NULL) return NULL;
     Py_BEGIN_ALLOW_THREADS
     tr_pod_poll(pod);
@@ -296,7 +319,7 @@ static PyObject *queue_poll(PyObject *object, PyObject *Py_UNUSED(nothing))
 
 static PyObject *queue_take(PyObject *object, PyObject *most)
 {
-    struct tr_pod *pod = opened(object);
+    struct tr_pod *pod = started(object);
     size_t limit = PyLong_AsSize_t(most);
     if (pod == NULL || PyErr_Occurred()) return NULL;
     int error = tr_pod_error(pod);
@@ -318,7 +341,7 @@ static PyObject *queue_take(PyObject *object, PyObject *most)
 
 static PyObject *queue_answer(PyObject *object, PyObject *arguments)
 {
-    struct tr_pod *pod = opened(object);
+    struct tr_pod *pod = started(object);
     unsigned id, mark;
     int passes;
     const char *data;
@@ -335,7 +358,7 @@ static PyObject *queue_answer(PyObject *object, PyObject *arguments)
 
 static PyObject *queue_counters(PyObject *object, PyObject *Py_UNUSED(nothing))
 {
-    struct tr_pod *pod = opened(object);
+    struct tr_pod *pod = started(object);
     if (pod == NULL) return NULL;
     struct tr_pod_counters now;
     Py_BEGIN_ALLOW_THREADS
@@ -349,6 +372,8 @@ static PyMethodDef queue_methods[] = {
     {"close", queue_close, METH_NOARGS, "close()\n--\n\nLet go of the queue; the kernel drops what waits in it."},
     {"fileno", queue_fileno, METH_NOARGS, "fileno()\n--\n\nReturn a descriptor that is readable when take() has something."},
     {"set_accept", queue_set_accept, METH_O, "set_accept(mark)\n--\n\nMark accepted connections so from the next packet on."},
+    {"start", queue_start, METH_VARARGS,
+     "start(workers, endpoint, conntrack)\n--\n\nHave an Endpoint judge what comes. Once, before anything below. Raises OSError."},
     {"poll", queue_poll, METH_NOARGS, "poll()\n--\n\nRead and judge what waits in the queue right now."},
     {"take", queue_take, METH_O,
      "take(most)\n--\n\nReturn up to `most` parked packets as (id, mark, hook, packet, handover). Raises OSError when the\n"
@@ -363,9 +388,9 @@ static PyMethodDef queue_methods[] = {
 };
 static PyType_Slot queue_slots[] = {
     {Py_tp_doc,
-     "Queue(workers, endpoint, conntrack, fd, number, marks, foreign_passes)\n--\n\n"
-     "Serve queue `number` of the namespace that netfilter netlink socket `fd` was made in, for an Endpoint. The descriptor\n"
-     "is the queue's, even when it raises OSError. `marks`: mask, pass, pass and clear, accept."},
+     "Queue(fd, number, marks, foreign_passes)\n--\n\n"
+     "Queue `number` of the namespace that netfilter netlink socket `fd` was made in. The descriptor is the queue's, even when\n"
+     "it raises OSError. `marks`: mask, pass, pass and clear, accept."},
     {Py_tp_new, queue_new},
     {Py_tp_dealloc, queue_dealloc},
     {Py_tp_methods, queue_methods},

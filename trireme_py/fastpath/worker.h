@@ -49,11 +49,12 @@ struct tr_workers *tr_workers_new(unsigned count);
 /* End them. Their pods are gone before. */
 void tr_workers_free(struct tr_workers *);
 
-/* Take over queue `number` of the namespace that netfilter netlink socket `fd` was made in; packets are read from now on.
- * The descriptor is the pod's, whatever comes of it. `foreign_passes`: what becomes of packets from another hook. NULL with
- * errno set; EBUSY: somebody else holds the queue. */
-struct tr_pod *tr_pod_new(struct tr_workers *, struct tr_endpoint *, int fd, uint16_t number, const struct tr_marks *,
-                          bool foreign_passes);
+/* Take over queue `number` of the namespace that netfilter netlink socket `fd` was made in; packets wait from now on. The
+ * descriptor is the pod's, whatever comes of it. `foreign_passes`: what becomes of packets from another hook. NULL with errno
+ * set; EBUSY: somebody else holds the queue. */
+struct tr_pod *tr_pod_new(int fd, uint16_t number, const struct tr_marks *, bool foreign_passes);
+/* Have them read and judged. Once, before anything below. Returns 0 or a negative errno. */
+int tr_pod_start(struct tr_pod *, struct tr_workers *, struct tr_endpoint *);
 /* Stop, and forget all that waits: the kernel drops it. No thread uses the pod or its endpoint after this. */
 void tr_pod_free(struct tr_pod *);
 
