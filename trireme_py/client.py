@@ -6,6 +6,7 @@ from typing import Final
 
 from trireme_py import messages, wire
 from trireme_py.endpoint import (
+    Acceptance,
     Shared,
     Turn,
     cut,
@@ -287,10 +288,16 @@ class ClientSide:
     def _admit(self, turn: Turn, flow: ClientFlow) -> None:
         address, port = self._server_of(flow)
         identity = flow.peer.identity if flow.peer else None
-        self._judge_server(turn, flow, announce_allow=True)
+        decision = self._judge_server(turn, flow, announce_allow=True)
         live = Live(Direction.EGRESS, identity, address, port, turn.pod.policy, flow.isn)
         turn.pod.live.put(flow.key, live, turn.now.mono_ns)
         self._remember(turn, flow)
+        if flow.peer is not None and flow.local is not None:
+            dialled = (flow.key[3], flow.key[4] or 0)
+            lesson = Acceptance(
+                turn.pod.number, Direction.EGRESS, flow.local, flow.peer, address, port, decision, dialled
+            )
+            self._shared.teach(lesson)
 
     def _judge_server(self, turn: Turn, flow: ClientFlow, *, announce_allow: bool = False) -> Decision:
         address, port = self._server_of(flow)

@@ -105,8 +105,8 @@ class Datapath:
         self._shared.orphans = [(number, release) for number, release in orphans if number != endpoint]
         return [release for number, release in orphans if number == endpoint]
 
-    def set_identity(self, endpoint: int, identity: LocalIdentity) -> None:
-        """Use another assertion for the pod's next connections; those under way finish with theirs."""
+    def set_identity(self, endpoint: int, identity: LocalIdentity | None) -> None:
+        """Use another assertion, or none, for the pod's next connections; those under way finish with theirs."""
         self._endpoints[endpoint].identity = identity
 
     def set_policy(self, endpoint: int, policy: PolicyView) -> None:
@@ -147,6 +147,18 @@ class Datapath:
                 turn = Turn(now, pod, hook, batch[index].ticket, packet, tuple5, last[tuple5] > index)
                 results.append(self._receive_one(turn))
         return results
+
+    def receive_one(self, now: Instant, endpoint: int, hook: Hook, caught: Caught, more: bool) -> Result:
+        """Judge one packet; ``more``: whether more of its connection wait behind it."""
+        pod = self._endpoints.get(endpoint)
+        if pod is None:
+            return self._drop(DropReason.NOT_READY)
+        try:
+            packet = parse_packet_untrusted(caught.data)
+        except BadPacket as bad:
+            return self._drop(bad.reason)
+        tuple5 = tuple_of(packet, leaving=hook is Hook.APPLICATION)
+        return self._receive_one(Turn(now, pod, hook, caught.ticket, packet, tuple5, more))
 
     def _receive_one(self, turn: Turn) -> Result:
         try:

@@ -70,6 +70,11 @@ struct accepted {
     uint32_t instead; /* the mark that says PASS, in network order */
 };
 
+/* How many packets of a class Python may be given: a token bucket, in nanoseconds, full in the beginning as time is. */
+struct bucket {
+    uint64_t level, seen;
+};
+
 struct put_off {
     uint32_t connection;
     uint32_t times;
@@ -89,15 +94,12 @@ struct tr_worker {
     struct accepted accepted[TR_BATCH];
     int accepted_count;
     struct put_off put_off[TR_REMEMBERED];
-    uint64_t stranger_level, stranger_seen; /* a token bucket, in ns */
+    struct bucket buckets[TR_PARK_ENTROPY];
     uint8_t handover[TR_HANDOVER];
 };
 
 /* Read, judge and answer what waits in a pod's queue. The worker's lock is held. */
 void tr_serve(struct tr_worker *, struct tr_pod *);
-
-/* What a new worker begins with. */
-void tr_serve_init(struct tr_worker *);
 
 struct tr_parked *tr_take_first(struct list *);
 

@@ -16,12 +16,18 @@
 /* How often in a row a connection's mark is put off because more of it waits (agent/nfqueue.py says why). */
 #define NONCES 32
 /* Drawn from the kernel at a time. */
-#define PARKED_MOST 8192
-#define PARKED_OCTETS (16 << 20)
-#define STRANGERS_MOST 2048
-#define STRANGERS_OCTETS (2 << 20)
-#define STRANGERS_A_SECOND 2000
-/* What an unknown peer may cost Python: some 60 us each, a tenth of a processor. */
+
+/* What may wait for Python, by class, and how much of it a second: the network must not be able to keep it busy. A packet
+ * of somebody unknown takes Python some 60 us. */
+static const struct limit {
+    size_t packets, octets;
+    uint64_t per_second; /* 0: as many as come */
+} limits[TR_PARK_ENTROPY] = {
+    [TR_PARK_OWNED] = {8192, 16 << 20, 0},
+    [TR_PARK_KNOWN] = {2048, 2 << 20, 0},
+    [TR_PARK_PLAIN] = {2048, 4 << 20, 4000},
+    [TR_PARK_STRANGER] = {2048, 2 << 20, 1000},
+};
 
 static uint64_t nanoseconds(clockid_t clock)
 {
@@ -103,21 +109,17 @@ static uint32_t *answer(struct tr_worker *worker, struct tr_pod *pod, uint32_t i
 
 /* -- parking -------------------------------------------------------------------------------------------------------- */
 
-static bool allow_stranger(struct tr_worker *worker, uint64_t now)
+static bool allow(struct tr_worker *worker, enum tr_park class, uint64_t now)
 {
-    const uint64_t each = 1000000000u / STRANGERS_A_SECOND, burst = each * STRANGERS_MOST;
-    uint64_t gained = now - worker->stranger_seen;
-    worker->stranger_seen = now;
-    worker->stranger_level = gained > burst - worker->stranger_level ? burst : worker->stranger_level + gained;
-    if (worker->stranger_level < each) return false;
-    worker->stranger_level -= each;
+    if (limits[class].per_second == 0) return true;
+    struct bucket *bucket = &worker->buckets[class];
+    const uint64_t each = 1000000000u / limits[class].per_second, burst = each * limits[class].packets;
+    uint64_t gained = now - bucket->seen;
+    bucket->seen = now;
+    bucket->level = gained > burst - bucket->level ? burst : bucket->level + gained;
+    if (bucket->level < each) return false;
+    bucket->level -= each;
     return true;
-}
-
-void tr_serve_init(struct tr_worker *worker)
-{
-    worker->stranger_seen = nanoseconds(CLOCK_MONOTONIC);
-    worker->stranger_level = STRANGERS_MOST * (uint64_t)(1000000000u / STRANGERS_A_SECOND);
 }
 
 static void append(struct list *list, struct tr_parked *parked)
@@ -144,14 +146,12 @@ static bool park(struct tr_worker *worker, struct tr_pod *pod, const struct tr_q
                  const struct tr_packet *packet, enum tr_park class, uint64_t now)
 {
     struct list *list = &pod->parked[class];
-    bool stranger = class == TR_PARK_STRANGER;
-    if (stranger && !allow_stranger(worker, now)) {
+    if (!allow(worker, class, now)) {
         tr_engine_count(pod->endpoint, TR_RATE_LIMITED, 1);
         return false;
     }
     pthread_mutex_lock(&pod->parking);
-    bool room = list->packets < (stranger ? STRANGERS_MOST : PARKED_MOST) &&
-                list->octets < (stranger ? STRANGERS_OCTETS : PARKED_OCTETS);
+    bool room = list->packets < limits[class].packets && list->octets < limits[class].octets;
     pthread_mutex_unlock(&pod->parking);
     struct tr_parked *parked = NULL;
     if (room) {

@@ -65,7 +65,6 @@ static int begin_worker(struct tr_worker *worker, unsigned number)
     pthread_attr_t attributes;
     char name[32]; /* the kernel takes 15 octets */
     fair_lock_init(&worker->lock);
-    tr_serve_init(worker);
     worker->inbox = malloc(sizeof *worker->inbox);
     worker->next = malloc(sizeof *worker->next);
     worker->epoll = epoll_create1(EPOLL_CLOEXEC);

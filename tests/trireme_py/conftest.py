@@ -1,0 +1,20 @@
+"""The data path's tests run on both implementations: Python alone, and the fast path in C in front of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.harness import world
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test of a module that builds a world, or has one built, runs once on each."""
+    if {"World", "Shop"} & vars(metafunc.module).keys():
+        chosen = metafunc.config.getoption("--impl")
+        metafunc.fixturenames.append("implementation")
+        metafunc.parametrize("implementation", ["python", "c"] if chosen == "both" else [chosen], indirect=True)
+
+
+@pytest.fixture
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "IMPLEMENTATION", request.param)
