@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from agent import netns
 from agent.conntrack import open_netfilter
@@ -19,7 +19,8 @@ from agent.failmode import FailMode, FailureCause, verdict_for_failure
 from agent.marks import Marks
 from agent.nfqueue import Arrival, CrashGuard, DataPath, PodQueue, QueueCounters
 from agent.ruleset import DEFAULT_QUEUE
-from trireme_py._fastpath import Conntrack, Queue, Workers
+from trireme_py._fastpath import Conntrack, Endpoint, Queue, Workers
+from trireme_py.fast import Parked
 from trireme_py.model import Hook, Instant, Result, Verdict
 
 AT_ONCE: Final = 256
@@ -27,19 +28,10 @@ AT_ONCE: Final = 256
 _NUMBERS: Final = (0, 4)  # the kernel's names for the two hooks, in the order of the fast path's
 
 
-class Parked(NamedTuple):
-    """A packet that the fast path parked."""
-
-    ticket: int
-    data: bytes
-    handover: bytes
-    """What the fast path knew of its connection, for the data path alone."""
-
-
 class FastDataPath(DataPath, Protocol):
     """What this shell needs of :class:`trireme_py.fast.FastDatapath`."""
 
-    def engine_endpoint(self, endpoint: int) -> object:
+    def engine_endpoint(self, endpoint: int) -> Endpoint:
         """Return the endpoint's half in C."""
 
     def receive_parked(self, now: Instant, endpoint: int, hook: Hook, batch: Sequence[Parked]) -> Sequence[Result]:
