@@ -9,7 +9,7 @@ from tests.harness import world
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every test of a module that builds a world, or has one built, runs once on each."""
-    if {"World", "Shop"} & vars(metafunc.module).keys():
+    if {"World", "Shop", "Storm", "Resolver"} & vars(metafunc.module).keys():
         chosen = metafunc.config.getoption("--impl")
         metafunc.fixturenames.append("implementation")
         metafunc.parametrize("implementation", ["python", "c"] if chosen == "both" else [chosen], indirect=True)
