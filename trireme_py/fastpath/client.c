@@ -90,14 +90,14 @@ void tr_client_syn_ack(struct tr_turn *turn)
         return tr_park(turn, TR_PARK_OWNED);
     peer = tr_find_peer(turn, &answer, TR_EGRESS);
     /* A key goes with the identity it was agreed with. */
-    if (!peer || flow->local != endpoint->identity || !tr_syn_ack_is_proven(peer->keys[TR_EGRESS], flow->syn_fixed, answer.fixed))
+    if (!peer || flow->local != endpoint->identity || !tr_syn_ack_is_proven(endpoint->mac, peer->keys[TR_EGRESS], flow->syn_fixed, answer.fixed))
         return tr_park(turn, TR_PARK_OWNED);
     tr_read_ends_untrusted(answer.fixed, &server, &client);
     if (!ends_agree(turn, &server, &client))
         return tr_park(turn, TR_PARK_OWNED);
     verdict = tr_find_verdict(endpoint, TR_EGRESS, peer->token, server.address, server.port);
     length = tr_rewrite(view, view->sequence, NULL, 0, packet->out, packet->room);
-    if (!verdict || !length)
+    if (!verdict || !length || !tr_write_proof(endpoint->mac, flow->proof, peer->keys[TR_EGRESS], flow->syn_fixed, answer.fixed))
         return tr_park(turn, TR_PARK_OWNED);
 
     flow->state = TR_SYN_ACK_CONSUMED;
@@ -108,7 +108,6 @@ void tr_client_syn_ack(struct tr_turn *turn)
     flow->decision = verdict->decision;
     flow->reason = verdict->reason;
     memcpy(flow->syn_ack_fixed, answer.fixed, TR_SYN_ACK_FIXED);
-    tr_write_proof(flow->proof, peer->keys[TR_EGRESS], flow->syn_fixed, flow->syn_ack_fixed);
     tr_table_touch(&endpoint->clients, flow, turn->now->mono_ns);
     tr_table_touch(&endpoint->peers, peer, turn->now->mono_ns);
     tr_pass(turn, TR_PASS, length);

@@ -33,7 +33,8 @@ struct tr_endpoint *tr_endpoint_new(struct tr_engine *engine, const struct tr_si
     one->engine = engine;
     one->policy = 1;
     pthread_mutex_init(&one->lock, NULL);
-    made = tr_table_init(&one->clients, sizes->half_open, sizeof(struct tr_client), sizeof(struct tr_tuple), TR_HALF_OPEN_NS) &&
+    one->mac = tr_mac_new();
+    made = one->mac && tr_table_init(&one->clients, sizes->half_open, sizeof(struct tr_client), sizeof(struct tr_tuple), TR_HALF_OPEN_NS) &&
            tr_table_init(&one->servers, sizes->half_open, sizeof(struct tr_server), sizeof(struct tr_tuple), TR_HALF_OPEN_NS) &&
            tr_table_init(&one->syns, sizes->half_open, sizeof(struct tr_syn), sizeof(struct tr_tuple), TR_FOREVER) &&
            tr_table_init(&one->live, sizes->live, sizeof(struct tr_live), sizeof(struct tr_tuple), TR_FOREVER) &&
@@ -64,6 +65,7 @@ void tr_endpoint_free(struct tr_endpoint *endpoint)
     tr_teach_identity(endpoint, NULL);
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
         tr_table_free(tables[i]);
+    tr_mac_free(endpoint->mac);
     free(endpoint->events);
     pthread_mutex_destroy(&endpoint->lock);
     explicit_bzero(endpoint, sizeof *endpoint);

@@ -1,13 +1,12 @@
 #include "message.h"
 
-#include "blake2s.h"
+#include "mac.h"
 #include "octets.h"
 
 enum { VERSION = 1 };
 
 static const uint8_t magic[4] = {0xf7, 'T', 'R', 'M'};
-static const uint8_t person_syn_ack[8] = {'T', 'R', 'M', '1', 's', 'a', 'c', 'k'};
-static const uint8_t person_ack[8] = {'T', 'R', 'M', '1', '_', 'a', 'c', 'k'};
+static const char person_syn_ack[] = "TRM1sack", person_ack[] = "TRM1_ack";
 
 bool tr_is_message(const uint8_t *payload, uint32_t size)
 {
@@ -52,17 +51,12 @@ void tr_write_syn(uint8_t fixed[TR_SYN_FIXED], const uint8_t id[TR_ID_SIZE], con
     memcpy(fixed + 28, nonce, TR_NONCE_SIZE);
 }
 
-static void syn_ack_mac(uint8_t mac[TR_MAC_SIZE], const uint8_t *key, const uint8_t *syn, const uint8_t *syn_ack)
+bool tr_write_syn_ack(struct tr_mac *mac, uint8_t fixed[TR_SYN_ACK_FIXED], const uint8_t syn[TR_SYN_FIXED],
+                      const uint8_t id[TR_ID_SIZE], const uint8_t nonce[TR_NONCE_SIZE], const struct tr_end *server,
+                      const struct tr_end *client, uint32_t assertion_size, const uint8_t key[TR_KEY_SIZE])
 {
-    const struct tr_part parts[] = {{syn, TR_SYN_FIXED}, {syn_ack, TR_SYN_ACK_MAC}};
+    const struct tr_part parts[] = {{syn, TR_SYN_FIXED}, {fixed, TR_SYN_ACK_MAC}};
 
-    tr_blake2s_mac(mac, key, person_syn_ack, parts, 2);
-}
-
-void tr_write_syn_ack(uint8_t fixed[TR_SYN_ACK_FIXED], const uint8_t syn[TR_SYN_FIXED], const uint8_t id[TR_ID_SIZE],
-                      const uint8_t nonce[TR_NONCE_SIZE], const struct tr_end *server, const struct tr_end *client,
-                      uint32_t assertion_size, const uint8_t key[TR_KEY_SIZE])
-{
     write_header(fixed, TR_MESSAGE_SYN_ACK, assertion_size);
     memcpy(fixed + 12, id, TR_ID_SIZE);
     memcpy(fixed + 28, nonce, TR_NONCE_SIZE);
@@ -70,7 +64,7 @@ void tr_write_syn_ack(uint8_t fixed[TR_SYN_ACK_FIXED], const uint8_t syn[TR_SYN_
     memcpy(fixed + 60, client->address, 16);
     tr_put16(fixed + 76, server->port);
     tr_put16(fixed + 78, client->port);
-    syn_ack_mac(fixed + TR_SYN_ACK_MAC, key, syn, fixed);
+    return tr_mac_write(mac, fixed + TR_SYN_ACK_MAC, key, person_syn_ack, parts, 2);
 }
 
 void tr_read_ends_untrusted(const uint8_t syn_ack[TR_SYN_ACK_FIXED], struct tr_end *server, struct tr_end *client)
@@ -81,43 +75,27 @@ void tr_read_ends_untrusted(const uint8_t syn_ack[TR_SYN_ACK_FIXED], struct tr_e
     client->port = tr_get16(syn_ack + 78);
 }
 
-/* In constant time. */
-static bool same_mac(const uint8_t one[TR_MAC_SIZE], const uint8_t other[TR_MAC_SIZE])
+bool tr_syn_ack_is_proven(struct tr_mac *mac, const uint8_t key[TR_KEY_SIZE], const uint8_t syn[TR_SYN_FIXED],
+                          const uint8_t syn_ack[TR_SYN_ACK_FIXED])
 {
-    volatile uint8_t different = 0;
+    const struct tr_part parts[] = {{syn, TR_SYN_FIXED}, {syn_ack, TR_SYN_ACK_MAC}};
 
-    for (int i = 0; i < TR_MAC_SIZE; i++)
-        different = (uint8_t)(different | (one[i] ^ other[i]));
-    return different == 0;
+    return tr_mac_is_right(mac, syn_ack + TR_SYN_ACK_MAC, key, person_syn_ack, parts, 2);
 }
 
-bool tr_syn_ack_is_proven(const uint8_t key[TR_KEY_SIZE], const uint8_t syn[TR_SYN_FIXED], const uint8_t syn_ack[TR_SYN_ACK_FIXED])
-{
-    uint8_t expected[TR_MAC_SIZE];
-
-    syn_ack_mac(expected, key, syn, syn_ack);
-    return same_mac(expected, syn_ack + TR_SYN_ACK_MAC);
-}
-
-static void proof_mac(uint8_t mac[TR_MAC_SIZE], const uint8_t *key, const uint8_t *syn, const uint8_t *syn_ack, const uint8_t *header)
-{
-    const struct tr_part parts[] = {{syn, TR_SYN_FIXED}, {syn_ack, TR_SYN_ACK_FIXED}, {header, TR_HEADER}};
-
-    tr_blake2s_mac(mac, key, person_ack, parts, 3);
-}
-
-void tr_write_proof(uint8_t proof[TR_PROOF], const uint8_t key[TR_KEY_SIZE], const uint8_t syn[TR_SYN_FIXED],
+bool tr_write_proof(struct tr_mac *mac, uint8_t proof[TR_PROOF], const uint8_t key[TR_KEY_SIZE], const uint8_t syn[TR_SYN_FIXED],
                     const uint8_t syn_ack[TR_SYN_ACK_FIXED])
 {
+    const struct tr_part parts[] = {{syn, TR_SYN_FIXED}, {syn_ack, TR_SYN_ACK_FIXED}, {proof, TR_HEADER}};
+
     write_header(proof, TR_MESSAGE_ACK, 0);
-    proof_mac(proof + TR_HEADER, key, syn, syn_ack, proof);
+    return tr_mac_write(mac, proof + TR_HEADER, key, person_ack, parts, 3);
 }
 
-bool tr_proof_is_right(const uint8_t proof[TR_PROOF], const uint8_t key[TR_KEY_SIZE], const uint8_t syn[TR_SYN_FIXED],
-                       const uint8_t syn_ack[TR_SYN_ACK_FIXED])
+bool tr_proof_is_right(struct tr_mac *mac, const uint8_t proof[TR_PROOF], const uint8_t key[TR_KEY_SIZE],
+                       const uint8_t syn[TR_SYN_FIXED], const uint8_t syn_ack[TR_SYN_ACK_FIXED])
 {
-    uint8_t expected[TR_MAC_SIZE];
+    const struct tr_part parts[] = {{syn, TR_SYN_FIXED}, {syn_ack, TR_SYN_ACK_FIXED}, {proof, TR_HEADER}};
 
-    proof_mac(expected, key, syn, syn_ack, proof);
-    return same_mac(expected, proof + TR_HEADER);
+    return tr_mac_is_right(mac, proof + TR_HEADER, key, person_ack, parts, 3);
 }

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "engine.h"
+#include "mac.h"
 
 enum { TR_HEADER = 12, TR_SYN_FIXED = 44, TR_SYN_ACK_FIXED = 96, TR_SYN_ACK_MAC = 80, TR_PROOF = 28 };
 
@@ -28,21 +29,23 @@ bool tr_read_message_untrusted(struct tr_message_view *, enum tr_message, const 
 /* Write the fixed part of a SYN; the assertion goes behind it. */
 void tr_write_syn(uint8_t fixed[TR_SYN_FIXED], const uint8_t id[TR_ID_SIZE], const uint8_t nonce[TR_NONCE_SIZE], uint32_t assertion_size);
 
-/* Write the fixed part of a SYN-ACK, MAC included. The ends are the server's own and the client's, as the server sees them. */
-void tr_write_syn_ack(uint8_t fixed[TR_SYN_ACK_FIXED], const uint8_t syn[TR_SYN_FIXED], const uint8_t id[TR_ID_SIZE],
-                      const uint8_t nonce[TR_NONCE_SIZE], const struct tr_end *server, const struct tr_end *client,
-                      uint32_t assertion_size, const uint8_t key[TR_KEY_SIZE]);
+/* Write the fixed part of a SYN-ACK, MAC included. The ends are the server's own and the client's, as the server sees them.
+ * False when the library fails, as the next two. */
+bool tr_write_syn_ack(struct tr_mac *, uint8_t fixed[TR_SYN_ACK_FIXED], const uint8_t syn[TR_SYN_FIXED],
+                      const uint8_t id[TR_ID_SIZE], const uint8_t nonce[TR_NONCE_SIZE], const struct tr_end *server,
+                      const struct tr_end *client, uint32_t assertion_size, const uint8_t key[TR_KEY_SIZE]);
 
 /* The ends that a SYN-ACK names. */
 void tr_read_ends_untrusted(const uint8_t syn_ack[TR_SYN_ACK_FIXED], struct tr_end *server, struct tr_end *client);
 
 /* Whether a SYN-ACK's MAC is right. */
-bool tr_syn_ack_is_proven(const uint8_t key[TR_KEY_SIZE], const uint8_t syn[TR_SYN_FIXED], const uint8_t syn_ack[TR_SYN_ACK_FIXED]);
+bool tr_syn_ack_is_proven(struct tr_mac *, const uint8_t key[TR_KEY_SIZE], const uint8_t syn[TR_SYN_FIXED],
+                          const uint8_t syn_ack[TR_SYN_ACK_FIXED]);
 
-/* Write the client's proof; and whether one that came is right, `header` being one that tr_read_message_untrusted has read. */
-void tr_write_proof(uint8_t proof[TR_PROOF], const uint8_t key[TR_KEY_SIZE], const uint8_t syn[TR_SYN_FIXED],
+/* Write the client's proof; and whether one that came, and was read by tr_read_message_untrusted, is right. */
+bool tr_write_proof(struct tr_mac *, uint8_t proof[TR_PROOF], const uint8_t key[TR_KEY_SIZE], const uint8_t syn[TR_SYN_FIXED],
                     const uint8_t syn_ack[TR_SYN_ACK_FIXED]);
-bool tr_proof_is_right(const uint8_t proof[TR_PROOF], const uint8_t key[TR_KEY_SIZE], const uint8_t syn[TR_SYN_FIXED],
-                       const uint8_t syn_ack[TR_SYN_ACK_FIXED]);
+bool tr_proof_is_right(struct tr_mac *, const uint8_t proof[TR_PROOF], const uint8_t key[TR_KEY_SIZE],
+                       const uint8_t syn[TR_SYN_FIXED], const uint8_t syn_ack[TR_SYN_ACK_FIXED]);
 
 #endif

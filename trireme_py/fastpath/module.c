@@ -218,7 +218,8 @@ static PyObject *endpoint_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     if (self->endpoint && self->out)
         return (PyObject *)self;
     Py_DECREF(self);
-    return PyErr_NoMemory();
+    PyErr_SetString(PyExc_RuntimeError, "no memory for a pod's tables, or libcrypto offers no BLAKE2SMAC; see: openssl list -mac-algorithms");
+    return NULL;
 }
 
 static void endpoint_dealloc(PyObject *object)
@@ -625,18 +626,22 @@ static PyType_Spec endpoint_spec = {"trireme_py._fastpath.Endpoint", sizeof(stru
 
 static PyObject *module_mac(PyObject *module, PyObject *args)
 {
-    uint8_t mac[TR_MAC_SIZE];
+    uint8_t octets[TR_MAC_SIZE];
     const char *key, *person, *data;
     Py_ssize_t key_size, person_size, size;
     struct tr_part part;
+    struct tr_mac *mac;
+    bool made;
 
     (void)module;
-    if (!PyArg_ParseTuple(args, "y#y#y#", &key, &key_size, &person, &person_size, &data, &size) || wants(key_size, 32, "key") < 0 ||
-        wants(person_size, 8, "personalisation") < 0)
+    if (!PyArg_ParseTuple(args, "y#y#y#", &key, &key_size, &person, &person_size, &data, &size) ||
+        wants(key_size, TR_MAC_KEY_SIZE, "key") < 0 || wants(person_size, TR_PERSON_SIZE, "personalisation") < 0)
         return NULL;
     part = (struct tr_part){data, (size_t)size};
-    tr_blake2s_mac(mac, (const uint8_t *)key, (const uint8_t *)person, &part, 1);
-    return PyBytes_FromStringAndSize((const char *)mac, TR_MAC_SIZE);
+    mac = tr_mac_new();
+    made = mac && tr_mac_write(mac, octets, (const uint8_t *)key, person, &part, 1);
+    tr_mac_free(mac);
+    return made ? PyBytes_FromStringAndSize((const char *)octets, TR_MAC_SIZE) : PyErr_NoMemory();
 }
 
 static PyObject *module_siphash(PyObject *module, PyObject *args)

@@ -6,8 +6,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "blake2s.h"
 #include "engine.h"
+#include "mac.h"
 
 enum { TR_FIN = 0x01, TR_SYN = 0x02, TR_RST = 0x04, TR_ACK = 0x10, TR_URG = 0x20 };
 enum { TR_ICMP = 1, TR_TCP = 6, TR_UDP = 17, TR_ICMPV6 = 58, TR_SCTP = 132 };

@@ -85,8 +85,9 @@ void tr_server_syn_ack(struct tr_turn *turn)
         other.port = flow->tuple.other_port;
         memcpy(own.address, flow->tuple.own, 16);
         memcpy(other.address, flow->tuple.other, 16);
-        tr_write_syn_ack(flow->syn_ack_fixed, flow->syn_fixed, flow->local->id, endpoint->pool[endpoint->nonces - 1], &own, &other,
-                         flow->local->size, flow->key);
+        if (!tr_write_syn_ack(endpoint->mac, flow->syn_ack_fixed, flow->syn_fixed, flow->local->id,
+                              endpoint->pool[endpoint->nonces - 1], &own, &other, flow->local->size, flow->key))
+            return tr_park(turn, TR_PARK_OWNED);
     }
     length = tr_rewrite(view, view->sequence,
                         (const struct tr_part[]){{flow->syn_ack_fixed, TR_SYN_ACK_FIXED}, {flow->local->assertion, flow->local->size}},
@@ -127,7 +128,7 @@ void tr_server_proof(struct tr_turn *turn)
         return tr_park(turn, TR_PARK_OWNED);
     if (!tr_read_message_untrusted(&proof, TR_MESSAGE_ACK, payload, size < TR_PROOF ? size : TR_PROOF))
         return tr_park(turn, TR_PARK_OWNED);
-    if (!tr_proof_is_right(proof.fixed, flow->key, flow->syn_fixed, flow->syn_ack_fixed))
+    if (!tr_proof_is_right(endpoint->mac, proof.fixed, flow->key, flow->syn_fixed, flow->syn_ack_fixed))
         return tr_park(turn, TR_PARK_OWNED);
     if (view->acknowledgement != flow->server_isn + 1)
         return tr_park(turn, TR_PARK_OWNED);

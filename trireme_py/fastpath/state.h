@@ -134,6 +134,7 @@ struct tr_engine {
 struct tr_endpoint {
     const struct tr_engine *engine;
     pthread_mutex_t lock;
+    struct tr_mac *mac;
     struct tr_token *identity; /* NULL: none */
     uint32_t policy;
     struct tr_table clients, servers, syns, live, owned, peers, verdicts, targets;
