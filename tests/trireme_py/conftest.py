@@ -8,8 +8,12 @@ from tests.harness import world
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every test of a module that builds a world, or has one built, runs once on each."""
-    if {"World", "Shop", "Storm", "Resolver"} & vars(metafunc.module).keys():
+    """Run every test of a module that builds a world, or has one built, once on each.
+
+    Those about C choose for themselves.
+    """
+    about_c = metafunc.module.__name__.rpartition(".")[2].startswith("test_fast")
+    if not about_c and {"World", "Shop", "Storm", "Resolver"} & vars(metafunc.module).keys():
         chosen = metafunc.config.getoption("--impl")
         metafunc.fixturenames.append("implementation")
         metafunc.parametrize("implementation", ["python", "c"] if chosen == "both" else [chosen], indirect=True)
