@@ -5,7 +5,6 @@
  * The fast path's own threads and system calls, and the same verdicts and marks for the same packets, but in place of the
  * engine a function that looks at two octets. Serves queue 7 of each namespace until its input ends.
  */
-#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>

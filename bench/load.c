@@ -8,7 +8,6 @@
  *
  * Each prints one line of JSON, `serve` when it is ready and the others when they are done. Times in nanoseconds.
  */
-#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -145,6 +145,7 @@ class HeldPod:
     endpoint: int
     queue: PodQueue
     rules: PodRules
+    identity: LocalIdentity
 
 
 @dataclass(slots=True)
@@ -169,6 +170,7 @@ class Node:
         marks: Marks | None = None,
         require_translation_evidence: bool = True,
         pod_ranges: tuple[str, ...] = POD_RANGES,
+        workers: int = WORKERS,
     ) -> None:
         """``router``: the namespace whose conntrack is this node's; None gives no evidence of translations."""
         self.authenticator = authenticator or PskAuthenticator(PSK, TRUST_DOMAIN)
@@ -182,7 +184,7 @@ class Node:
             require_translation_evidence,
         )
         self.datapath = make_datapath(Identities(self.authenticator), settings, translate=self._translate)
-        self.threads = FastThreads(Workers(WORKERS), self.conntrack.table if self.conntrack is not None else None)
+        self.threads = FastThreads(Workers(workers), self.conntrack.table if self.conntrack is not None else None)
         self.guard = CrashGuard()
         self.seen = Seen()
         self.loop = Loop(self.datapath, self.guard, self.seen)
@@ -239,7 +241,7 @@ class Node:
         self.loop.call(lambda: self.loop.add(queue)).result()
         rules = PodRules(self.marks, FIRST_EPOCH)
         self.backend.apply(pod.path, rules)
-        held = self.pods[name] = HeldPod(pod, name, endpoint, queue, rules)
+        held = self.pods[name] = HeldPod(pod, name, endpoint, queue, rules, identity)
         return held
 
     def set_identity(self, name: str, identity: LocalIdentity) -> None:
