@@ -166,6 +166,9 @@ class PodQueue:
         self._sockets = PodSockets(namespace, queue)
         try:
             self._open(namespace, queue)
+        except KernelError:
+            self._sockets.close()
+            raise
         except OSError as error:
             self._sockets.close()
             raise KernelError(

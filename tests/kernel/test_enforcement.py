@@ -14,11 +14,11 @@ from agent import conntrack
 from agent.enforcement import PodEnforcement
 from agent.failmode import FailMode
 from agent.lab import Lab, LabPod
-from agent.nfqueue import PodQueue
 from agent.rules import RuleBackend
 from agent.rules_iptc import IptcBackend
 from agent.rules_restore import RestoreBackend, Variant
 from agent.ruleset import DEFAULT_QUEUE, PodRules
+from tests.harness.implementation import open_queue
 from tests.harness.node import OPEN, Node, Rules, make_identity
 from tests.harness.traffic import Server, ask, open_socket, refused
 from trireme_py.errors import KernelError
@@ -207,7 +207,7 @@ def test_a_queue_without_a_descriptor_left_is_an_error_that_leaves_nothing_open(
     for more in range(32):
         resource.setrlimit(resource.RLIMIT_NOFILE, (before + more, hard))
         try:
-            PodQueue(network.server.path, 1, node.datapath, node.guard, marks=node.marks, epoch=1).close()
+            open_queue(network.server.path, 1, node.datapath, node.guard, marks=node.marks, epoch=1).close()
         except KernelError:
             refusals += 1
         else:
