@@ -1,5 +1,5 @@
 # `make demo` and `make test` are all a newcomer needs; both set up what is missing first.
-.PHONY: help demo test setup fastpath lint bench bench-quick clean
+.PHONY: help demo test setup fastpath fastpath-asan fuzz lint bench bench-quick clean
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
@@ -9,6 +9,8 @@ help:
 	@echo "make test    everything that must be green: lint, types, tests"
 	@echo "make setup   only the set-up: Debian packages, .venv, a look at the kernel"
 	@echo "make fastpath  compile the C fast path again, after a change to trireme_py/fastpath/"
+	@echo "make fastpath-asan  the tests in memory on a fast path built with sanitizers"
+	@echo "make fuzz    look for inputs that break the fast path, ten minutes for each target"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   the numbers behind every speed claim"
 	@echo "make bench-quick  the fast path against the floor of the packet queue, in less than 50 seconds"
@@ -19,6 +21,17 @@ setup:
 
 fastpath:
 	@$(PYTHON) -W ignore -c 'import setuptools; setuptools.setup()' --quiet build_ext --inplace
+
+# The tests in memory on a fast path that watches its own memory and arithmetic.
+fastpath-asan:
+	@CFLAGS='-g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -U_FORTIFY_SOURCE' \
+		LDFLAGS='-fsanitize=address,undefined' $(PYTHON) -W ignore -c 'import setuptools; setuptools.setup()' \
+		--quiet build_ext --build-lib build/asan --build-temp build/asan-objects
+	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+		$(PYTHON) -m pytest -p tests.harness.sanitized --impl c -m 'not slow' $(or $(ARGS),tests/trireme_py)
+
+fuzz:
+	@$(PYTHON) -m tests.harness.fuzzing $(ARGS)
 
 demo:
 	@scripts/setup --kernel

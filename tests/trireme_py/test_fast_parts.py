@@ -21,7 +21,7 @@ from trireme_py.errors import BadPacket
 from trireme_py.model import DropReason, Protocol
 from trireme_py.packet import has_fast_open, parse_packet_untrusted, tcp_checksum_is_right
 
-SOURCES = Path(_fastpath.__file__ or "").parent / "fastpath"
+SOURCES = Path(__file__).parents[2] / "trireme_py" / "fastpath"
 V4 = (packed("10.1.0.2"), 40_000), (packed("10.1.0.3"), 80)
 V6 = (packed("fd00:1::2"), 40_000), (packed("fd00:1::3"), 80)
 REASONS = list(DropReason)
