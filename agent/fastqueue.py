@@ -138,7 +138,7 @@ class FastQueue(PodQueue):
 
     @property
     def counters(self) -> QueueCounters:
-        arrived, left, truncated, foreign, refused, _ = self._queue.counters() if self._queue else self._counted
+        arrived, left, truncated, foreign, refused, _ = self._counters_in_c()
         own = self._own_counters
         return replace(
             own,
@@ -147,6 +147,16 @@ class FastQueue(PodQueue):
             failures=own.failures + Counter({FailureCause.RULE_ERROR: foreign}),
             verdict_failures=own.verdict_failures + refused,
         )
+
+    @property
+    def turned_away(self) -> int:
+        """Packets that the fast path dropped in place of parking them: no room, or too many a second. The data path's
+        drops have them, too."""
+        return self._counters_in_c()[5]
+
+    def _counters_in_c(self) -> tuple[int, int, int, int, int, int]:
+        counters: tuple[int, int, int, int, int, int] = self._queue.counters() if self._queue else self._counted
+        return counters
 
     def _read(self) -> None:
         for parked in self._queue.take(AT_ONCE):

@@ -109,8 +109,8 @@ class Queue:
     def counters(self) -> tuple[int, int, int, int, int, int]:
         """Return what was counted.
 
-        Packets that arrived and that left, truncated ones, ones of a foreign rule, verdicts that failed, and parked
-        packets that found no room.
+        Packets that arrived and that left, truncated ones, ones of a foreign rule, verdicts that failed, and packets
+        dropped in place of being parked.
         """
 
 def mac(key: bytes, personalisation: bytes, data: bytes, /) -> bytes: ...

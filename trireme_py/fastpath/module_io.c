@@ -365,7 +365,7 @@ static PyObject *queue_counters(PyObject *object, PyObject *Py_UNUSED(nothing))
     tr_pod_counters(pod, &now);
     Py_END_ALLOW_THREADS
     return Py_BuildValue("KKKKKK", now.packets[TR_NETWORK], now.packets[TR_APPLICATION], now.truncated, now.foreign,
-                         now.refused + now.malformed, now.crowded);
+                         now.refused + now.malformed, now.turned_away);
 }
 
 static PyMethodDef queue_methods[] = {
@@ -383,7 +383,7 @@ static PyMethodDef queue_methods[] = {
      "OSError."},
     {"counters", queue_counters, METH_NOARGS,
      "counters()\n--\n\nReturn what was counted: packets that arrived and that left, truncated ones, ones of a foreign rule,\n"
-     "verdicts that failed, parked packets without room."},
+     "verdicts that failed, packets dropped in place of being parked."},
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot queue_slots[] = {

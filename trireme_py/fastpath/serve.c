@@ -26,7 +26,7 @@ static const struct limit {
     [TR_PARK_OWNED] = {8192, 16 << 20, 0},
     [TR_PARK_KNOWN] = {2048, 2 << 20, 0},
     [TR_PARK_PLAIN] = {2048, 4 << 20, 4000},
-    [TR_PARK_STRANGER] = {2048, 2 << 20, 1000},
+    [TR_PARK_STRANGER] = {2048, 2 << 20, 500},
 };
 
 static uint64_t nanoseconds(clockid_t clock)
@@ -147,6 +147,7 @@ static bool park(struct tr_worker *worker, struct tr_pod *pod, const struct tr_q
 {
     struct list *list = &pod->parked[class];
     if (!allow(worker, class, now)) {
+        pod->counters.turned_away++;
         tr_engine_count(pod->endpoint, TR_RATE_LIMITED, 1);
         return false;
     }
@@ -169,7 +170,7 @@ static bool park(struct tr_worker *worker, struct tr_pod *pod, const struct tr_q
             tr_engine_returned(pod->endpoint, packet->data, packet->captured, packet->hook);
     }
     if (parked == NULL) {
-        pod->counters.crowded++;
+        pod->counters.turned_away++;
         tr_engine_count(pod->endpoint, TR_NOT_READY, 1);
         return false;
     }

@@ -38,7 +38,7 @@ struct tr_pod_counters {
     uint64_t foreign;    /* caught elsewhere: a rule of somebody else's uses our queue */
     uint64_t refused;    /* verdicts that the kernel did not take */
     uint64_t malformed;  /* messages of the kernel that make no sense */
-    uint64_t crowded;    /* parked packets that found no room and were dropped */
+    uint64_t turned_away; /* dropped in place of being parked: no room, or too many a second */
 };
 
 struct tr_workers;
