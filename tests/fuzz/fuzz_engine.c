@@ -252,7 +252,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
         memset(id, i, sizeof id);
         memset(assertion, i, sizeof assertion);
-        scene.tokens[i] = tr_token_new((uint32_t)i + 1, id, assertion, sizeof assertion, 1e9 + 1e6 * i);
+        scene.tokens[i] = tr_token_new((uint32_t)i + 1, id, assertion, sizeof assertion, 1e9 + 1e6 * (i + 1));
     }
     for (int i = 0; i < PODS; i++) {
         static const uint8_t nonces[8 * TR_NONCE_SIZE] = {9};

@@ -1,4 +1,4 @@
-"""A pytest plugin: the tests get the fast path that was built with sanitizers (`make fastpath-asan`), not the installed one."""
+"""A pytest plugin: tests get the fast path that `make fastpath-asan` built with sanitizers, not the installed one."""
 
 from __future__ import annotations
 
