@@ -1,5 +1,5 @@
 # `make demo` and `make test` are all a newcomer needs; both set up what is missing first.
-.PHONY: help demo test setup fastpath fastpath-asan fuzz lint bench bench-quick clean
+.PHONY: help demo test setup fastpath fastpath-asan fuzz lint bench bench-quick cluster cluster-down image clean
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
@@ -14,6 +14,9 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   the numbers behind every speed claim"
 	@echo "make bench-quick  the fast path against the floor of the packet queue, in less than 50 seconds"
+	@echo "make cluster       a Kubernetes of two nodes on this machine (docs/cluster.md; as root)"
+	@echo "make cluster-down  its end"
+	@echo "make image   the container image, as an archive (manifests/README.md; as root)"
 	@echo "make clean   remove .venv and every cache"
 
 setup:
@@ -66,6 +69,15 @@ build/bench/load: bench/load.c
 build/bench/floor: bench/floor.c $(FASTPATH_IO) $(wildcard trireme_py/fastpath/*.h)
 	@mkdir -p $(@D)
 	@$(CC) $(BENCH_CFLAGS) -o $@ $< $(FASTPATH_IO)
+
+cluster: setup
+	@$(PYTHON) -m tests.cluster.up
+
+cluster-down: setup
+	@$(PYTHON) -m tests.cluster.down
+
+image:
+	@scripts/image
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,32 +6,50 @@ Commands load when they are used, so that ``trireme --help`` is instant and a co
 from __future__ import annotations
 
 import importlib
-from typing import Final
+from typing import Any, Final
 
 import click
 
 COMMANDS: Final = {
     "agent": "Run the node agent.",
     "ca": "Make and use the certificate authority of a trust domain.",
+    "check": "Check what this node can and cannot do, and how its agent is.",
     "cleanup": "Remove every rule and file the agent left in the namespaces it held.",
     "demo": "Beer of the day: see identity enforced on this machine.",
+    "install": "End the installation of agents in a cluster.",
     "key": "Make a pre-shared key.",
     "node": "Enrol this node: make its key, request its certificate.",
     "observe": "Follow live verdicts of the agent on this machine.",
     "policy": "Check, explain, test and compare policies; no root needed.",
+    "signer": "Sign the certificates of a cluster's nodes.",
+    "status": "Show what the agent on this machine does now.",
 }
 """Command name to its one-line help; the command itself is ``agent.commands.<name>:command``."""
+IN_AGENTS: Final = ("check", "observe", "status")
+"""Commands that look at the agent of a node. `kubectl trireme` runs them in the agents' pods."""
 
 
 class LazyGroup(click.Group):
     """A group whose commands are imported by name on first use."""
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Go by the name that the user typed: `kubectl NAME` runs the program `kubectl-NAME`."""
+        if info_name and info_name.startswith("kubectl-"):
+            info_name = info_name.replace("-", " ", 1)
+        return super().make_context(info_name, args, parent, **extra)
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return sorted(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
+        if cmd_name in IN_AGENTS and (ctx.info_name or "").startswith("kubectl "):
+            from agent.commands.remote import over_kubectl  # noqa: PLC0415 - loaded when used, as all commands
+
+            return over_kubectl(cmd_name, COMMANDS[cmd_name])
         command = importlib.import_module(f"agent.commands.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin
 import msgspec
 
 from agent.failmode import FailMode
+from agent.kubernetes.config import KubernetesConfig, KubernetesDocument, from_document
 from agent.marks import DEFAULT_MASK, Marks
 from agent.ruleset import DEFAULT_QUEUE
 from policy.files import Document, Problem, join, load_folder
@@ -74,12 +75,16 @@ class AgentConfig:
     fail_mode: FailMode
     metrics: tuple[str, int] | None
     """Address and port to serve metrics on; None: off."""
+    health: tuple[str, int] | None
+    """Address and port to answer the kubelet's probes on; None: off."""
     flow_log: str | None
     """Path, ``-`` for standard output; None: off."""
     runtime_directory: Path
     assertion_lifetime_s: int
     audit: bool
     """Judge and report everything, enforce nothing."""
+    kubernetes: KubernetesConfig | None
+    """Where pods and policies come from the API server; None: standalone, they are in the folder."""
 
 
 class _CredentialsDocument(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
@@ -103,10 +108,12 @@ class _SpecDocument(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     fail_mode: Literal["closed", "open"] = "closed"
     # YAML reads a bare `off` as the boolean false.
     metrics: str | bool = "127.0.0.1:9643"
+    health: str | bool = False
     flow_log: str | bool = False
     runtime_directory: str = DEFAULT_RUNTIME_DIRECTORY
     assertion_lifetime: str = "1h"
     audit: bool = False
+    kubernetes: KubernetesDocument | None = None
 
 
 _REQUIRED_CREDENTIALS: Final[dict[str, tuple[str, ...]]] = {
@@ -229,8 +236,9 @@ def _decode(kind: type[Any], data: object, path: str, report: _Report) -> dict[s
             report.add(join(path, key), f"unknown field; did you mean {near[0]}?" if near else "unknown field")
             continue
         wanted = known[key].type
-        if isinstance(wanted, type) and issubclass(wanted, msgspec.Struct):
-            values[known[key].name] = wanted(**_decode(wanted, value, join(path, key), report))
+        part = next((one for one in (wanted, *get_args(wanted)) if _is_struct(one)), None)
+        if part is not None:
+            values[known[key].name] = part(**_decode(part, value, join(path, key), report))
             continue
         try:
             values[known[key].name] = msgspec.convert(value, wanted, strict=True)
@@ -243,6 +251,10 @@ def _decode(kind: type[Any], data: object, path: str, report: _Report) -> dict[s
         if field.required and key not in data:
             report.add(join(path, key), f"missing; write {key}: {_FIRST_VALUES[key]}")
     return values
+
+
+def _is_struct(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
 def _in_words(text: str) -> str:
@@ -271,11 +283,21 @@ def _semantics(spec: _SpecDocument, report: _Report) -> AgentConfig:
         queue=spec.queue,
         rules=spec.rules,
         fail_mode=FailMode(spec.fail_mode),
-        metrics=_listen_address(spec.metrics, report),
+        metrics=_listen_address(spec.metrics, "metrics", report),
+        health=_listen_address(spec.health, "health", report),
         flow_log=_flow_log(spec.flow_log, report),
         runtime_directory=_runtime_directory(spec.runtime_directory, report),
         assertion_lifetime_s=_lifetime(spec.assertion_lifetime, report),
         audit=spec.audit,
+        kubernetes=_kubernetes(spec, report),
+    )
+
+
+def _kubernetes(spec: _SpecDocument, report: _Report) -> KubernetesConfig | None:
+    if spec.kubernetes is None:
+        return None
+    return from_document(
+        spec.kubernetes, report.folder, lambda field, text: report.add(join("spec.kubernetes", field), text)
     )
 
 
@@ -289,11 +311,14 @@ def _credentials(spec: _SpecDocument, report: _Report) -> CredentialPaths:
         "authority": spec.credentials.authority,
     }
     required = _REQUIRED_CREDENTIALS[spec.mode]
+    if spec.mode == "pki" and spec.kubernetes is not None:
+        required = ("authority",)  # the node makes its key and asks the cluster's signer (agent/kubernetes/csr.py)
+    where = " in a cluster" if spec.kubernetes is not None else ""
     for name, value in given.items():
         if name in required and not value:
             report.add(f"spec.credentials.{name}", f"mode {spec.mode} needs it; {_credential_advice(name, report)}")
         elif name not in required and value is not None:
-            report.add(f"spec.credentials.{name}", f"mode {spec.mode} does not use it; remove it")
+            report.add(f"spec.credentials.{name}", f"mode {spec.mode} does not use it{where}; remove it")
     paths = {name: None if value is None else (report.folder / value).absolute() for name, value in given.items()}
     return CredentialPaths(paths["presharedKey"], paths["key"], paths["certificate"], paths["authority"])
 
@@ -324,7 +349,7 @@ def _mark_mask(mask: int, report: _Report) -> int:
         return DEFAULT_MASK
 
 
-def _listen_address(value: str | bool, report: _Report) -> tuple[str, int] | None:
+def _listen_address(value: str | bool, field: str, report: _Report) -> tuple[str, int] | None:
     if value is False or value == "off":
         return None
     host, _, port = str(value).rpartition(":")
@@ -335,7 +360,7 @@ def _listen_address(value: str | bool, report: _Report) -> tuple[str, int] | Non
         if not 0 <= number <= 65535:
             raise ValueError(port)
     except ValueError:
-        report.add("spec.metrics", f"{value!r} is not ADDRESS:PORT, such as 127.0.0.1:9643 or [::1]:9643, or off")
+        report.add(f"spec.{field}", f"{value!r} is not ADDRESS:PORT, such as 127.0.0.1:9643 or [::1]:9643, or off")
         return None
     return host, number
 

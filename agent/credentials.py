@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,7 +25,10 @@ from agent.enroll import (
     trust_domain_of,
     utc,
 )
+from agent.logs import fields
 from agent.secretfile import read_secret
+from trireme_py.assertion import Claims, VerifiedAssertion
+from trireme_py.auth import Authenticator, Mode
 from trireme_py.auth_pki import PkiAuthenticator
 from trireme_py.auth_psk import MIN_PSK_SIZE, PskAuthenticator
 from trireme_py.certificate import (
@@ -36,7 +40,14 @@ from trireme_py.certificate import (
 from trireme_py.cose import loads_untrusted
 from trireme_py.errors import CredentialError, InvalidToken
 
+log = logging.getLogger(__name__)
+
+LOOK_S: Final = 10.0
+"""How often a key's file is looked at: the kubelet swaps a Secret's within a minute or two of the change."""
 _HEX: Final = re.compile(rb"(?:[0-9A-Fa-f]{2})+")
+_EMPTY_LINE: Final = re.compile(rb"\n[ \t\r]*\n\s*")
+MAX_PSKS: Final = 2
+"""One that comes and one that goes."""
 _MIN_DISTINCT: Final = 8
 """32 random bytes have 30 different values on average; fewer than 8 are a key somebody typed."""
 
@@ -47,11 +58,23 @@ _MIN_DISTINCT: Final = 8
 def load_psk(path: Path, trust_domain: str) -> PskAuthenticator:
     """Load a pre-shared key: 32 bytes or more as base64 or hexadecimal, as ``trireme key new`` writes it.
 
-    :raises CredentialError: it is missing, open to others, short, or not random
+    While the key is changed there are two, with an empty line between them: the first signs, both are believed.
+
+    :raises CredentialError: it is missing, open to others, short, or not random, or there are more than two
     """
-    advice = f"trireme key new {path}"
-    replace = f"move it away and run: {advice}"
-    text = b"".join(read_secret(path, advice).split())
+    texts = _EMPTY_LINE.split(read_secret(path, f"trireme key new {path}").strip())
+    if len(texts) > MAX_PSKS:
+        raise CredentialError(
+            f"{path}: holds {len(texts)} keys, and {MAX_PSKS} are in use at most; to see what is an empty line, "
+            f"run: grep -c '^$' {path}"
+        )
+    keys = [_psk(path, text) for text in texts]
+    return PskAuthenticator(keys[0], trust_domain, *keys[1:])
+
+
+def _psk(path: Path, text: bytes) -> bytes:
+    replace = f"move it away and run: trireme key new {path}"
+    text = b"".join(text.split())
     try:
         psk = binascii.unhexlify(text) if _HEX.fullmatch(text) else base64.b64decode(text, validate=True)
     except binascii.Error:
@@ -60,7 +83,7 @@ def load_psk(path: Path, trust_domain: str) -> PskAuthenticator:
         raise CredentialError(f"{path}: has {len(psk)} bytes where {MIN_PSK_SIZE} are needed; {replace}")
     if len(set(psk)) < _MIN_DISTINCT:
         raise CredentialError(f"{path}: is not random; {replace}")
-    return PskAuthenticator(psk, trust_domain)
+    return psk
 
 
 # -- Node key and certificate -----------------------------------------------------------------------------------------
@@ -84,7 +107,16 @@ def load_pki(key: Path, certificate: Path, authority: Path, trust_domain: str, w
     :raises CredentialError: a file cannot be used, or they do not belong together, or the time is not theirs
     """
     node = load_node(key, certificate, authority)
-    again = f"trireme node request {key.parent}"
+    return authenticator_of(node, certificate, trust_domain, wall_s, f"trireme node request {key.parent}")
+
+
+def authenticator_of(
+    node: NodeCredentials, certificate: Path, trust_domain: str, wall_s: float, again: str
+) -> PkiAuthenticator:
+    """Return what signs with a node's credentials. ``certificate``: their file; ``again``: what gets other ones.
+
+    :raises CredentialError: they are for another trust domain, or the time is not theirs
+    """
     if node.certificate.trust_domain != trust_domain:
         raise CredentialError(
             f"{certificate}: is for trust domain {node.certificate.trust_domain}, not {trust_domain}; "
@@ -100,15 +132,17 @@ def load_pki(key: Path, certificate: Path, authority: Path, trust_domain: str, w
     return PkiAuthenticator(node.key, node.compact, node.authorities, trust_domain)
 
 
-def load_node(key: Path, certificate: Path, authority: Path) -> NodeCredentials:
+def load_node(key: Path, certificate: Path, authority: Path, again: str = "") -> NodeCredentials:
     """Load the files of a node and hold them against one another; neither time nor trust domain is judged.
+
+    ``again``: the command that gets another certificate, if it is not ``trireme node request``.
 
     :raises CredentialError: a file cannot be used, or they do not belong together
     """
-    again = f"trireme node request {key.parent}"
+    again = again or f"trireme node request {key.parent}"
     private = load_private_key(key, again)
     leaf = _leaf(certificate, load_certificates(certificate, f"{again}, have it signed, and put the certificate there"))
-    authorities = _authorities(authority)
+    authorities = load_authorities(authority)
     try:
         message, claims = read_certificate_untrusted(
             loads_untrusted(compact_certificate_of(certificate, leaf), MAX_CERTIFICATE)
@@ -132,8 +166,11 @@ def _leaf(path: Path, certificates: Sequence[x509.Certificate]) -> x509.Certific
     raise CredentialError(f"{path}: holds no node's certificate; run where the authority is: trireme ca sign REQUEST")
 
 
-def _authorities(path: Path) -> tuple[ec.EllipticCurvePublicKey, ...]:
-    """Load the authorities of a file; a node's certificate in front of them is passed over."""
+def load_authorities(path: Path) -> tuple[ec.EllipticCurvePublicKey, ...]:
+    """Load the authorities of a file; a node's certificate in front of them is passed over.
+
+    :raises CredentialError: there is none, or they are of several trust domains
+    """
     advice = "trireme ca sign REQUEST --out node.crt, and name node.crt here: it holds the authority's certificate, too"
     found = [certificate for certificate in load_certificates(path, advice) if is_authority(certificate)]
     if not found:
@@ -142,3 +179,83 @@ def _authorities(path: Path) -> tuple[ec.EllipticCurvePublicKey, ...]:
     if len(domains) > 1:
         raise CredentialError(f"{path}: holds authorities of several trust domains: {', '.join(sorted(domains))}")
     return tuple(authority_key(path, certificate) for certificate in found)
+
+
+# -- Keys that change while the agent runs ----------------------------------------------------------------------------
+
+
+class Replaceable:
+    """An authenticator whose keys are replaced while it is in use; see :class:`trireme_py.auth.Authenticator`.
+
+    What was issued before stays as good as the peers find it: they ask who signed it, not whose turn it is.
+    """
+
+    __slots__ = ("_current",)
+
+    def __init__(self, current: Authenticator) -> None:
+        self._current = current
+
+    def replace(self, current: Authenticator) -> None:
+        """Use ``current`` from now on, on every thread. Raises CredentialError if it is for another trust domain."""
+        if current.trust_domain != self._current.trust_domain:
+            raise CredentialError(
+                f"the new key is for trust domain {current.trust_domain}, not {self._current.trust_domain}; "
+                "restart the agent with: kubectl rollout restart"
+            )
+        self._current = current  # one assignment: whoever has begun with the old one ends with it
+
+    @property
+    def trust_domain(self) -> str:
+        return self._current.trust_domain
+
+    @property
+    def mode(self) -> Mode:
+        return self._current.mode
+
+    def pair_salt(self, client_assertion: bytes) -> bytes:
+        return self._current.pair_salt(client_assertion)
+
+    def issue(self, claims: Claims, salt: bytes) -> bytes:
+        return self._current.issue(claims, salt)
+
+    def verify_untrusted(
+        self, assertion: bytes, wall_s: float, admit: Callable[[], None] = lambda: None
+    ) -> VerifiedAssertion:
+        return self._current.verify_untrusted(assertion, wall_s, admit)
+
+
+class PresharedKey:
+    """The pre-shared key in a file, loaded again when the file changes; see :class:`agent.kubernetes.chores.Chore`."""
+
+    def __init__(self, path: Path, trust_domain: str) -> None:
+        """Load it. Raises CredentialError."""
+        self._path = path
+        self._seen = _version(path)
+        self.authenticator: Final = Replaceable(load_psk(path, trust_domain))
+        self.not_after: Final = 0.0
+        self.on_replaced: Callable[[], None] = lambda: None
+        """Called, on the thread of ``step``, when other keys are in use."""
+
+    def step(self) -> float:
+        """Look at the file; return the seconds until the next time. One that cannot be used changes nothing."""
+        version = _version(self._path)
+        if version == self._seen:
+            return LOOK_S
+        self._seen = version
+        try:
+            self.authenticator.replace(load_psk(self._path, self.authenticator.trust_domain))
+        except CredentialError as error:
+            log.error("the pre-shared key was changed and cannot be used; the one before is", extra=fields(error=error))
+        else:
+            log.info("the pre-shared key was changed", extra=fields(file=self._path))
+            self.on_replaced()
+        return LOOK_S
+
+
+def _version(path: Path) -> tuple[int, int, int] | None:
+    """Return what differs when a file was written or swapped; None if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeVar
@@ -22,8 +22,9 @@ from agent.loop import Loop
 from agent.marks import Marks
 from agent.metrics import QUEUE_ERRORS, QueueReading
 from agent.nfqueue import CrashGuard, PodQueue
+from agent.noderules import NodeRules
 from agent.rules import RuleBackend
-from agent.ruleset import PodRules
+from agent.ruleset import OwnNode, PodRules
 from trireme_py.datapath import Datapath, Gauges
 from trireme_py.errors import KernelError
 from trireme_py.flows import Tuple5
@@ -59,7 +60,7 @@ class DatapathReading:
 
 
 class PodEnforcement:
-    """Implements :class:`agent.standalone.Enforcement`. Use it from one thread, which is not the data path's."""
+    """Implements :class:`agent.enforcing.Enforcement`. Use it from one thread, which is not the data path's."""
 
     def __init__(
         self,
@@ -71,7 +72,9 @@ class PodEnforcement:
         marks: Marks,
         queue: int,
         fail_mode: FailMode,
+        node: NodeRules | None = None,
     ) -> None:
+        """``node``: by whose rules pods know their own node; None: they do not, and it is judged by address."""
         self._datapath = datapath
         self._loop = loop
         self._guard = guard
@@ -79,6 +82,7 @@ class PodEnforcement:
         self._marks = marks
         self._queue = queue
         self._fail_mode = fail_mode
+        self._node = node
         self._attached: dict[int, _Attached] = {}
         self._past = QueueReading()
         """Counters of queues that are closed, so that sums never fall."""
@@ -132,6 +136,10 @@ class PodEnforcement:
     def set_identity(self, endpoint: int, identity: LocalIdentity) -> None:
         self._on_loop(lambda: self._datapath.set_identity(endpoint, identity))
 
+    def forget_peers(self) -> None:
+        """Other keys are in use: let everybody be verified anew."""
+        self._on_loop(self._datapath.forget_peers)
+
     def set_policy(self, endpoint: int, policy: PolicyView, epoch: int) -> None:
         attached = self._attached[endpoint]
 
@@ -140,7 +148,10 @@ class PodEnforcement:
             attached.queue.epoch = epoch
 
         self._on_loop(swap)
-        self._backend.set_epoch(attached.namespace, self._rules(epoch))
+
+    def lay_epoch(self, endpoint: int) -> None:
+        attached = self._attached[endpoint]
+        self._backend.set_epoch(attached.namespace, self._rules(attached.queue.epoch))
 
     def detach(self, endpoint: int) -> None:
         attached = self._attached.pop(endpoint)
@@ -156,27 +167,51 @@ class PodEnforcement:
     def remove_rules(self, namespace: Path) -> None:
         self._backend.remove(namespace)
 
-    def verify(self) -> None:
-        """Lay the rules of every pod again where somebody changed them, and forget connections that have ended.
+    def follow_node(self) -> None:
+        """Have every pod know the addresses that its node has now. Raises KernelError with what was refused."""
+        if self._node is None or not self._node.changed():
+            return
+        addresses = frozenset(self._node.own.addresses)
+        self._on_loop(lambda: self._datapath.set_node_addresses(addresses))
+        self._on_each(lambda _, attached: self._lay(attached))
 
-        Raises KernelError with what each namespace answered that refused. A pod may have power over its own, and must
-        not keep the others from being looked after.
+    def verify(self) -> None:
+        """Lay the rules again, the node's and every pod's, where somebody changed them; forget what has ended.
+
+        Raises KernelError with what each namespace answered that refused.
         """
         refusals = []
+        try:
+            if self._node is not None:
+                self._node.verify()
+        except KernelError as error:
+            refusals.append(str(error))
+
+        def look(endpoint: int, attached: _Attached) -> None:
+            if self._lay(attached):
+                log.error(
+                    "rules had been changed by somebody else and were laid again",
+                    extra=fields(pod=attached.pod, namespace=attached.namespace),
+                )
+            self._forget_dead(endpoint, attached)
+
+        self._on_each(look, refusals)
+
+    def _lay(self, attached: _Attached) -> bool:
+        return self._backend.apply(attached.namespace, self._rules(attached.queue.epoch))
+
+    def _on_each(self, step: Callable[[int, _Attached], object], refusals: Iterable[str] = ()) -> None:
+        """Do ``step`` for each pod. A pod may have power over its namespace, and must not keep the others from it."""
+        refused = list(refusals)
         for endpoint, attached in self._attached.items():
             if not attached.namespace.exists():
                 continue  # on its way out; the pod is let go at the next tick
             try:
-                if self._backend.apply(attached.namespace, self._rules(attached.queue.epoch)):
-                    log.error(
-                        "rules had been changed by somebody else and were laid again",
-                        extra=fields(pod=attached.pod, namespace=attached.namespace),
-                    )
-                self._forget_dead(endpoint, attached)
+                step(endpoint, attached)
             except KernelError as error:
-                refusals.append(f"{attached.pod}: {error}")
-        if refusals:
-            raise KernelError("; ".join(refusals))
+                refused.append(f"{attached.pod}: {error}")
+        if refused:
+            raise KernelError("; ".join(refused))
 
     def read(self) -> DatapathReading:
         """Read all counters between two packets; may be called from any thread."""
@@ -213,7 +248,7 @@ class PodEnforcement:
     def _rules(self, epoch: int) -> PodRules:
         # What the kernel does while nobody listens is the answer of the one function that decides about failure.
         bypass = verdict_for_failure(self._fail_mode, FailureCause.SHUTDOWN) is Verdict.PASS
-        return PodRules(self._marks, epoch, self._queue, bypass)
+        return PodRules(self._marks, epoch, self._queue, bypass, self._node.own if self._node else OwnNode())
 
     def _on_loop(self, function: Callable[[], T]) -> T:
         try:

@@ -86,7 +86,7 @@ def create_authority(directory: Path, trust_domain: str, now: datetime, days: in
         check_trust_domain(trust_domain)
     except InvalidToken as error:
         raise CredentialError(f"{trust_domain!r}: {error}") from error
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = generate_key()
     name = _name(f"{trust_domain} authority")
     now = now.replace(microsecond=0)
     certificate = (
@@ -104,12 +104,12 @@ def create_authority(directory: Path, trust_domain: str, now: datetime, days: in
         .sign(key, hashes.SHA256())
     )
     make_private_directory(directory)
-    write_secret(directory / AUTHORITY_KEY, _private_pem(key))
+    write_secret(directory / AUTHORITY_KEY, private_pem(key))
     write_new(directory / AUTHORITY_CERTIFICATE, certificate.public_bytes(Encoding.PEM))
     return certificate
 
 
-def sign_request(directory: Path, request: Request, now: datetime, days: int) -> bytes:
+def sign_request(directory: Path, request: Request, now: datetime, days: float) -> bytes:
     """Sign with the authority in ``directory``; return the PEM that goes back to the node.
 
     A certificate does not outlive its authority's.
@@ -166,19 +166,34 @@ def create_request(directory: Path, node: str) -> bool:
     path = directory / NODE_KEY
     new = not path.exists()
     if new:
-        key = ec.generate_private_key(ec.SECP256R1())
-        write_secret(path, _private_pem(key))
+        key = generate_key()
+        write_secret(path, private_pem(key))
     else:
         key = load_private_key(path, f"trireme node request {directory}")
-    request = x509.CertificateSigningRequestBuilder().subject_name(_name(node)).sign(key, hashes.SHA256())
     target = directory / NODE_REQUEST
     target.unlink(missing_ok=True)  # an older request holds nothing that is not in the new one
-    write_new(target, request.public_bytes(Encoding.PEM))
+    write_new(target, request_pem(key, node))
     return new
 
 
+def generate_key() -> ec.EllipticCurvePrivateKey:
+    """Make a key of the only kind there is here, P-256."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def request_pem(key: ec.EllipticCurvePrivateKey, node: str) -> bytes:
+    """Return a request for a certificate of ``node`` (PKCS #10, PEM): its name, its key, nothing else."""
+    request = x509.CertificateSigningRequestBuilder().subject_name(_name(node)).sign(key, hashes.SHA256())
+    return request.public_bytes(Encoding.PEM)
+
+
 def read_request(path: Path) -> Request:
-    """Read a request and check that its sender holds the key.
+    """Read a request from a file; see :func:`parse_request`."""
+    return parse_request(read_public(path, "trireme node request DIR"), path)
+
+
+def parse_request(pem: bytes, path: Path | str) -> Request:
+    """Read a request and check that its sender holds the key. ``path``: where it comes from, for messages.
 
     Only the node's name and key are taken from it. What else it may ask for is not its to decide.
 
@@ -186,7 +201,7 @@ def read_request(path: Path) -> Request:
     """
     advice = "trireme node request DIR"
     try:
-        request = x509.load_pem_x509_csr(read_public(path, advice))
+        request = x509.load_pem_x509_csr(pem)
         key = request.public_key()
         request_valid = request.is_signature_valid
     except (ValueError, UnsupportedAlgorithm, InvalidSignature) as error:
@@ -304,7 +319,8 @@ def utc(seconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return a private key as PKCS #8 in PEM, for a file that only its owner may read."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 

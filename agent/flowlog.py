@@ -66,8 +66,8 @@ class FlowRecord(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
 
 
 def verdict_of(event: FlowEvent) -> str:
-    """Return ``allow``, ``deny``, or ``audit`` (let through because the policy that denies it is in audit mode)."""
-    if event.decision.reason is Reason.AUDIT:
+    """Return ``allow``, ``deny``, or ``audit``: let through although policy denies it, and why is the reason."""
+    if event.decision.reason in (Reason.AUDIT, Reason.NOT_YET_IDENTIFIED):
         return "audit"
     return "allow" if event.decision.allowed else "deny"
 

@@ -23,6 +23,8 @@ class Issued:
     """What was claimed; an identity of another subject is due at once."""
     renew_at: float
     """Seconds since the Unix epoch: half of the lifetime, so that a failure to renew leaves as long to mend it."""
+    generation: int = 0
+    """Of the keys that vouch for it."""
 
 
 def subject_of(pod: Pod) -> tuple[object, ...]:
@@ -40,14 +42,27 @@ class Issuer:
         self._lifetime_s = lifetime_s
         self._entropy = entropy
         self._clock = clock
+        self._generation = 0
+
+    def renew_all(self) -> None:
+        """Other keys are in use: let every identity that was issued under the earlier ones be due. From any thread."""
+        self._generation += 1
 
     def due(self, issued: Issued | None, pod: Pod) -> bool:
-        """Tell whether ``pod`` needs a new identity: it has none, claims something else, or half its time is over."""
-        return issued is None or issued.subject != subject_of(pod) or self._clock() >= issued.renew_at
+        """Tell whether ``pod`` needs a new identity.
+
+        It has none, claims something else, has other keys than those in use, or half its time is over.
+        """
+        return (
+            issued is None
+            or issued.subject != subject_of(pod)
+            or issued.generation != self._generation
+            or self._clock() >= issued.renew_at
+        )
 
     def issue(self, pod: Pod) -> Issued:
         """Return a fresh identity. Raises TriremeError if this pod cannot have one."""
-        now = self._clock()
+        now, generation = self._clock(), self._generation  # read first: keys replaced meanwhile make it due again
         key = AgreementKey.generate(self._entropy)
         claims = Claims(
             trust_domain=self._authenticator.trust_domain,
@@ -64,4 +79,4 @@ class Issuer:
         # Reading it back shows what peers will see: in PKI mode it ends no later than the node's certificate.
         verified = self._authenticator.verify_untrusted(assertion, now)
         identity = LocalIdentity(identity_id(assertion), assertion, key, verified.not_after)
-        return Issued(identity, subject_of(pod), now + (verified.not_after - now) / 2)
+        return Issued(identity, subject_of(pod), now + (verified.not_after - now) / 2, generation)

@@ -12,33 +12,38 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
 
 from agent import config as configuration
 from agent.backends import make_backend
 from agent.config import AgentConfig
 from agent.conntrack import NodeConntrack
-from agent.credentials import load_pki, load_psk
 from agent.enforcement import PodEnforcement
 from agent.failmode import FailureCause, verdict_for_failure
-from agent.flowlog import FlowLog
-from agent.folder import FolderReader
-from agent.interfaces import addresses_of
+from agent.health import Health, Rounds
 from agent.issuing import Issuer
+from agent.keys import load_keys
+from agent.kubernetes.api import ApiServer
+from agent.kubernetes.chores import Chores
+from agent.kubernetes.mode import ClusterMode, access_of
+from agent.kubernetes.rollout import Rollout
 from agent.logs import fields
 from agent.loop import Loop
 from agent.marks import Marks
-from agent.metrics import BuildInfo, FlowCounts, MetricsServer, Reading, make_registry
+from agent.mode import Mode
 from agent.netns import namespace_path
 from agent.nfqueue import CrashGuard
+from agent.noderules import NodeRules
 from agent.notify import notify
-from agent.observe import ObserveServer
+from agent.outputs import Outputs
+from agent.reconciler import OWN_NAMESPACE, Reconciler
+from agent.reports import Parts, Reports
+from agent.rules import RuleBackend
 from agent.runtime import RuntimeDirectory
-from agent.standalone import OWN_NAMESPACE, Standalone
-from agent.watching import follow
+from agent.standalone import FolderMode
 from policy.addresses import parse_network
 from policy.engine import PolicyEngine
 from policy.view import PRIVATE_NETWORKS, Settings
@@ -47,7 +52,7 @@ from trireme_py.datapath import Datapath
 from trireme_py.endpoint import DatapathSettings
 from trireme_py.errors import ConfigError, KernelError
 from trireme_py.identities import Identities
-from trireme_py.model import Address, FlowEvent, Verdict
+from trireme_py.model import Address, Verdict
 from trireme_py.networks import NetworkSet
 
 log = logging.getLogger(__name__)
@@ -59,109 +64,124 @@ def run(folder: Path) -> None:
     Raises TriremeError if it cannot start: what is wrong with configuration, credentials or kernel.
     """
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-
+    stop_on_signals(stop.set)
     config = load_configuration(folder)
-    authenticator = load_authenticator(config)
     with ExitStack() as closing:
         runtime = RuntimeDirectory(config.runtime_directory)
         runtime.lock()
         closing.callback(runtime.release)
+        reports = Reports(config, closing)
 
+        api = ApiServer(access_of(config.kubernetes)) if config.kubernetes else None
+        keys = load_keys(config, api, runtime.path, stop)
         backend = make_backend(config.rules)
-        marks = Marks(config.mark_mask)
-
-        counts = FlowCounts()
-        observe = ObserveServer(runtime.observe_socket)
-        closing.callback(observe.close)
-        flow_log = FlowLog(config.flow_log) if config.flow_log else None
-        if flow_log:
-            closing.callback(flow_log.close)
-
-        def publish(events: Sequence[FlowEvent]) -> None:
-            counts.publish(events)
-            observe.publish(events)
-            if flow_log:
-                flow_log.publish(events)
-
-        node_namespace = namespace_path(config.node_network_namespace or OWN_NAMESPACE)
-        node = node_conntrack(config, node_namespace)
-        closing.callback(node.close)
-
-        def translate(
-            _endpoint: int, protocol: int, source: Address, sport: int, destination: Address, dport: int
-        ) -> tuple[Address, int] | None:
-            return node.translate(protocol, source, sport, destination, dport)
-
-        def on_failure(error: Exception) -> Verdict:
-            guard.crashes += 1
-            log.warning("a packet made the data path fail", exc_info=error)
-            return verdict_for_failure(config.fail_mode, FailureCause.CRASH)
-
-        guard = CrashGuard()
-        datapath = Datapath(
-            Identities(authenticator),
-            DatapathSettings(
-                identity_scope=NetworkSet(map(str, config.identity_scope)),
-                pod_ranges=NetworkSet(map(str, config.pod_ranges)),
-                node_addresses=addresses_of(node_namespace),
-                require_translation_evidence=config.require_translation_evidence,
-            ),
-            entropy=os.urandom,
-            translate=translate,
-            on_failure=on_failure,
+        outputs = Outputs(config, runtime, closing)
+        runtime.write_node(_node_namespace(config))
+        enforcement = start_enforcement(config, keys.authenticator, backend, outputs, reports.health, closing)
+        engine = PolicyEngine(
+            Settings((*PRIVATE_NETWORKS, *map(parse_network, map(str, config.pod_ranges))), config.audit)
         )
-        loop = Loop(datapath, guard, publish)
-        loop.start()
-        closing.callback(loop.stop)
+        mode: Mode
+        rollout = None
+        if config.kubernetes and api:
+            mode = ClusterMode(config.kubernetes, api, runtime, engine, stop, closing)
+            rollout = Rollout(config.kubernetes, api, runtime.path)
+        else:
+            mode = FolderMode(folder, runtime, stop)
+        stop_on_signals(stop.set, mode.wake)
+        issuer = Issuer(keys.authenticator, config.assertion_lifetime_s, os.urandom, time.time)
+        reconciler = Reconciler(mode.source, engine, issuer, enforcement, runtime)
+        closing.callback(reconciler.stop)
 
-        enforcement = PodEnforcement(
-            datapath, loop, guard, backend, marks=marks, queue=config.queue, fail_mode=config.fail_mode
-        )
-        standalone = Standalone(
-            FolderReader(folder, runtime.last_good),
-            PolicyEngine(Settings((*PRIVATE_NETWORKS, *map(parse_network, map(str, config.pod_ranges))), config.audit)),
-            Issuer(authenticator, config.assertion_lifetime_s, os.urandom, time.time),
-            enforcement,
-            runtime,
-        )
+        def replaced() -> None:
+            issuer.renew_all()
+            enforcement.forget_peers()
 
-        def read() -> Reading:
-            now = enforcement.read()
-            return Reading(
-                flows=counts.read(),
-                drops=now.drops,
-                queues=now.queues,
-                crashes=now.crashes,
-                unproven_translations=now.unproven_translations,
-                identities_cached=now.gauges.identities,
-                half_open=now.gauges.opening + now.gauges.half_open,
-                established=now.gauges.live,
-                endpoints=len(standalone.bound),
-                policies=standalone.policies,
-                policy_revision=standalone.revision,
-                config_problems=len(standalone.problems),
-                rule_errors=standalone.rule_errors,
-                assertion_not_after=standalone.assertion_not_after,
-                flow_log_dropped=flow_log.dropped if flow_log else 0,
-                observe_dropped=observe.dropped,
-                observe_slow=observe.slow_subscribers,
-            )
+        keys.on_replaced = replaced
+        parts = Parts(config, runtime, keys, backend, outputs, enforcement, reconciler, mode)
+        reports.start(replace(parts, installing=lambda: rollout.missing) if rollout else parts, closing)
+        mode.start(closing)
+        if rollout:
+            rollout.begin(reconciler.set_installing, stop)
+        reconciler.start()
+        outputs.observe.start()
+        chores = Chores([keys, *(rollout.chores if rollout else ())])
+        chores.start()
+        closing.callback(chores.stop)
 
-        standalone.start()
-        closing.callback(standalone.stop)
-        if config.metrics:
-            info = BuildInfo(version("trireme-py"), backend.name, "python", config.mode)
-            metrics = MetricsServer(*config.metrics, make_registry(info, read))
-            closing.callback(metrics.close)
-        observe.start()
-
-        notify("READY=1")
-        log.info("ready", extra=fields(**standalone.summary(), rules=backend.name, observe=observe.path))
-        follow(folder, standalone, stop)
+        if not stop.is_set():
+            notify("READY=1")
+            reports.ready()
+            log.info("ready", extra=fields(**reconciler.summary(), rules=backend.name, observe=outputs.observe.path))
+        mode.follow(reconciler)
         notify("STOPPING=1")
         log.info("stopping; rules stay in place", extra=fields(remove_them_with=f"trireme cleanup --config {folder}"))
+
+
+def stop_on_signals(*calls: Callable[[], None]) -> None:
+    """Make ``calls`` on SIGTERM and SIGINT."""
+
+    def stop(*_: object) -> None:
+        for call in calls:
+            call()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+
+
+def start_enforcement(
+    config: AgentConfig,
+    authenticator: Authenticator,
+    backend: RuleBackend,
+    outputs: Outputs,
+    health: Health,
+    closing: ExitStack,
+) -> PodEnforcement:
+    """Start the data path's thread, without pods. Raises KernelError, or ConfigError for a namespace that was named."""
+    node_namespace = _node_namespace(config)
+    conntrack = node_conntrack(config, node_namespace)
+    closing.callback(conntrack.close)
+    node = NodeRules(node_namespace, config.pod_ranges or config.identity_scope, backend)
+    closing.callback(node.close)
+
+    def translate(
+        _endpoint: int, protocol: int, source: Address, sport: int, destination: Address, dport: int
+    ) -> tuple[Address, int] | None:
+        return conntrack.translate(protocol, source, sport, destination, dport)
+
+    def on_failure(error: Exception) -> Verdict:
+        guard.crashes += 1
+        log.warning("a packet made the data path fail", exc_info=error)
+        return verdict_for_failure(config.fail_mode, FailureCause.CRASH)
+
+    guard = CrashGuard()
+    datapath = Datapath(
+        Identities(authenticator),
+        DatapathSettings(
+            identity_scope=NetworkSet(map(str, config.identity_scope)),
+            pod_ranges=NetworkSet(map(str, config.pod_ranges)),
+            node_addresses=frozenset(node.own.addresses),
+            require_translation_evidence=config.require_translation_evidence,
+        ),
+        entropy=os.urandom,
+        translate=translate,
+        on_failure=on_failure,
+    )
+    loop = Loop(datapath, guard, outputs.publish)
+    loop.start()
+    closing.callback(loop.stop)
+    health.watch("data path", Rounds(loop))
+    closing.callback(health.stopping)
+    return PodEnforcement(
+        datapath,
+        loop,
+        guard,
+        backend,
+        marks=Marks(config.mark_mask),
+        queue=config.queue,
+        fail_mode=config.fail_mode,
+        node=node,
+    )
 
 
 def load_configuration(folder: Path) -> AgentConfig:
@@ -170,6 +190,10 @@ def load_configuration(folder: Path) -> AgentConfig:
     for field, text in configuration.cautions(config):
         log.warning("caution", extra=fields(field=field, meaning=text))
     return config
+
+
+def _node_namespace(config: AgentConfig) -> Path:
+    return namespace_path(config.node_network_namespace or OWN_NAMESPACE)
 
 
 def node_conntrack(config: AgentConfig, namespace: Path) -> NodeConntrack:
@@ -189,15 +213,3 @@ def allow_many_files() -> None:
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def load_authenticator(config: AgentConfig) -> Authenticator:
-    """Return what vouches for this node's pods. Raises CredentialError."""
-    paths = config.credentials
-    if config.mode == "psk":
-        if paths.preshared_key is None:
-            raise ConfigError("spec.credentials.presharedKey: missing")
-        return load_psk(paths.preshared_key, config.trust_domain)
-    if paths.key is None or paths.certificate is None or paths.authority is None:
-        raise ConfigError("spec.credentials: key, certificate and authority are needed")
-    return load_pki(paths.key, paths.certificate, paths.authority, config.trust_domain, time.time())

@@ -4,6 +4,7 @@ Bits are counted inside the mask. A *packet* mark is the agent's answer on its w
 *connection* mark stays with the connection::
 
     0x80 | epoch   packet: accepted, save this to the connection;  connection: verified under this policy epoch
+    0xc0           packet: of the pod's own node, save this;       connection: the node opened it, and no epoch ends it
     0x40           packet: let this one packet through
     0x41           packet: let it through and clear the connection's mark
     0              not judged
@@ -29,6 +30,8 @@ _WIDTH: Final = 8
 _ACCEPT: Final = 0x80
 _PASS: Final = 0x40
 _CLEAR: Final = 0x01
+_NODE: Final = _ACCEPT | _PASS
+"""Has the accept bit, so that the rule that saves an answer saves this too, and is no epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,11 @@ class Marks:
     @property
     def pass_clear(self) -> int:
         return (_PASS | _CLEAR) << self._shift
+
+    @property
+    def node(self) -> int:
+        """The mark, packet's and connection's, of what the pod's own node sends."""
+        return _NODE << self._shift
 
     def accepted(self, epoch: int) -> int:
         """Return the mark, packet's or connection's, of a connection verified under ``epoch``."""

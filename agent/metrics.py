@@ -8,25 +8,21 @@ docs/metrics.md lists every series.
 from __future__ import annotations
 
 import logging
-import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
-from socket import AF_INET, AF_INET6
-from socketserver import ThreadingMixIn
-from typing import Any, Final
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from typing import Final
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, make_wsgi_app
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from agent.durations import Durations
 from agent.failmode import FailureCause
 from agent.flowlog import verdict_of
+from agent.kubernetes.reading import REASONS, ClusterReading, WatchReading
 from agent.logs import fields
-from trireme_py.errors import ConfigError
+from agent.serving import HttpServer
 from trireme_py.model import Direction, DropReason, FlowEvent, Reason
 
 log = logging.getLogger(__name__)
@@ -34,11 +30,6 @@ log = logging.getLogger(__name__)
 QUEUE_ERRORS: Final = ("verdict", "send", "ticket", "forgotten")
 """Verdicts the kernel did not take, packets of our own it did not send, releases of packets that were not held, and
 held packets that nobody released."""
-
-SCRAPES: Final = 16
-"""Connections at a time; a few collectors and a person come to that. Each takes a thread and a descriptor."""
-SCRAPE_PATIENCE_S: Final = 5
-"""How long a connection may say nothing."""
 
 FlowKey = tuple[Direction, str, Reason | DropReason]
 
@@ -103,6 +94,15 @@ class Reading:
     flow_log_dropped: int = 0
     observe_dropped: int = 0
     observe_slow: int = 0
+    policy_apply: Durations = field(default_factory=Durations)
+    """From the arrival of a change to its being in force."""
+    not_enforced: int = 0
+    certificate_not_after: float = 0.0
+    """End of this node's certificate, seconds since the Unix epoch; 0 without one."""
+    installing: bool = False
+    """Whether the installation of agents lasts: a pod without an identity counts as not yet identified."""
+    cluster: ClusterReading | None = None
+    """None in standalone mode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +162,15 @@ class AgentCollector(Collector):
         yield errors
 
         yield from _plain(reading)
+        yield HistogramMetricFamily(
+            "trireme_policy_apply_duration_seconds",
+            "From the arrival of a change to its being in force.",
+            buckets=reading.policy_apply.buckets(),
+            sum_value=reading.policy_apply.sum_s,
+        )
+        if reading.cluster is not None:
+            yield from _watches(reading.cluster.watches)
+            yield from _pods(reading.cluster)
 
 
 _COUNTERS: Final[tuple[tuple[str, str, Callable[[Reading], float]], ...]] = (
@@ -190,6 +199,16 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[Reading], float]], ...]] = (
     ("trireme_connections_half_open", "Exchanges under way.", lambda r: r.half_open),
     ("trireme_connections_established", "Judged connections the data path remembers.", lambda r: r.established),
     ("trireme_local_endpoints", "Pods enforced on this machine.", lambda r: r.endpoints),
+    (
+        "trireme_pods_not_enforced",
+        "Pods the agent knows and does not enforce: of other machines, or not yet.",
+        lambda r: r.not_enforced,
+    ),
+    (
+        "trireme_installation_lasts",
+        "1 while pods without an identity count as not yet identified.",
+        lambda r: r.installing,
+    ),
     ("trireme_policies", "Policies in force.", lambda r: r.policies),
     ("trireme_policy_revision", "Revision of pods and policies in force.", lambda r: r.policy_revision),
     ("trireme_config_problems", "Problems in the configuration folder.", lambda r: r.config_problems),
@@ -197,6 +216,11 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[Reading], float]], ...]] = (
         "trireme_assertion_not_after_timestamp_seconds",
         "Earliest end of validity of the local identities; 0 without pods.",
         lambda r: r.assertion_not_after,
+    ),
+    (
+        "trireme_certificate_not_after_timestamp_seconds",
+        "End of validity of this node's certificate; 0 without one.",
+        lambda r: r.certificate_not_after,
     ),
 )
 
@@ -206,6 +230,33 @@ def _plain(reading: Reading) -> Iterator[Metric]:
         yield CounterMetricFamily(name, text, value=value(reading))
     for name, text, value in _GAUGES:
         yield GaugeMetricFamily(name, text, value=value(reading))
+
+
+def _watches(readings: Mapping[str, WatchReading]) -> Iterator[Metric]:
+    events = CounterMetricFamily("trireme_watch_events", "Changes told by the API server.", labels=("resource",))
+    restarts = CounterMetricFamily(
+        "trireme_watch_restarts", "Watches that broke off and were begun again.", labels=("resource", "reason")
+    )
+    last = GaugeMetricFamily(
+        "trireme_watch_last_event_timestamp_seconds",
+        "When the API server last told something; a sign of life counts, and comes each minute.",
+        labels=("resource",),
+    )
+    for resource, reading in readings.items():
+        events.add_metric((resource,), reading.events)
+        for reason in REASONS:
+            restarts.add_metric((resource, reason), reading.restarts.get(reason, 0))
+        last.add_metric((resource,), reading.last_event)
+    yield from (events, restarts, last)
+
+
+def _pods(reading: ClusterReading) -> Iterator[Metric]:
+    starts = CounterMetricFamily("trireme_pod_starts", "Pods that the CNI plugin asked about.", labels=("result",))
+    starts.add_metric(("held",), reading.held)
+    starts.add_metric(("refused",), reading.refused)
+    yield starts
+    text = "Pods of this node that rules cannot hold."
+    yield GaugeMetricFamily("trireme_pods_unprotected", text, value=len(reading.unprotected))
 
 
 def make_registry(info: BuildInfo, read: Callable[[], Reading]) -> CollectorRegistry:
@@ -218,66 +269,10 @@ def make_registry(info: BuildInfo, read: Callable[[], Reading]) -> CollectorRegi
     return registry
 
 
-class _Handler(WSGIRequestHandler):
-    timeout = SCRAPE_PATIENCE_S
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
-        """Say nothing: a scrape each few seconds is no event."""
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    """A thread for each connection, and an end to how many: this port may be open to pods."""
-
-    daemon_threads = True
-
-    def __init__(self, address: str, port: int) -> None:
-        self.address_family = AF_INET6 if ip_address(address).version == 6 else AF_INET
-        self._free = threading.BoundedSemaphore(SCRAPES)
-        super().__init__((address, port), _Handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._free.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        try:
-            super().process_request(request, client_address)
-        except RuntimeError:  # no thread could be started
-            self._free.release()
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the library's signature
-        log.warning("a scrape failed", extra=fields(source=client_address[0], error=sys.exception()))
-
-
-class MetricsServer:
-    """Serves ``/metrics`` over HTTP from threads of its own."""
+class MetricsServer(HttpServer):
+    """Serves ``/metrics``."""
 
     def __init__(self, address: str, port: int, registry: CollectorRegistry) -> None:
         """Listen; port 0 takes a free one. Raises ConfigError if the address cannot be had."""
-        try:
-            self._server = _Server(address, port)
-        except OSError as error:
-            raise ConfigError(
-                f"spec.metrics {address}:{port}: {error.strerror or error}; see who listens: ss -ltnp; or set it to off"
-            ) from error
-        self._server.set_app(make_wsgi_app(registry))
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
-        self._thread.start()
-        log.info("metrics", extra=fields(url=self.url))
-
-    @property
-    def url(self) -> str:
-        host, port = self._server.server_address[:2]
-        text = str(host)
-        return f"http://[{text}]:{port}/metrics" if ip_address(text).version == 6 else f"http://{text}:{port}/metrics"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__("metrics", address, port, make_wsgi_app(registry))
+        log.info("metrics", extra=fields(url=f"{self.url}/metrics"))

@@ -1,4 +1,4 @@
-"""What every rule back end does: keep our rules in one pod's network namespace."""
+"""What every rule back end does: keep our rules in one network namespace, a pod's or the node's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.marks import Marks
-from agent.ruleset import Family, PodRules
+from agent.ruleset import Family, PodRules, RuleSet
 
 
 class RuleBackend(Protocol):
@@ -16,7 +16,7 @@ class RuleBackend(Protocol):
     def name(self) -> str:
         """What people call it, as in logs and ``trireme_agent_info``."""
 
-    def apply(self, namespace: Path, rules: PodRules) -> bool:
+    def apply(self, namespace: Path, rules: RuleSet) -> bool:
         """Bring the namespace's rules to ``rules``; tell whether anything had to change.
 
         Nothing is touched, counters included, when all is in place already. Foreign rules are never changed, and ours

@@ -13,16 +13,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from agent import netns, ruleset
 from agent.marks import FIRST_EPOCH, Marks, newer_epoch
 from agent.rules import families
 from agent.rules_restore import RestoreBackend, Variant
-from agent.ruleset import Family, PodRules, Words
+from agent.ruleset import Chains, Family, Jumps, PodRules, RuleSet, Words
 from trireme_py.errors import KernelError
 
 _LOCK: Final = Path("/run/xtables.lock")
@@ -43,8 +47,10 @@ class IptcBackend:
     def name(self) -> str:
         return "python-iptables"
 
-    def apply(self, namespace: Path, rules: PodRules) -> bool:
+    def apply(self, namespace: Path, rules: RuleSet) -> bool:
         changed = bool(_in_worker("apply", namespace, rules))
+        if rules.shared and not changed:
+            return False
         return RestoreBackend(Variant.NFT).remove_if_there(namespace) or changed
 
     def set_epoch(self, namespace: Path, rules: PodRules) -> None:
@@ -60,20 +66,31 @@ class IptcBackend:
         _in_worker("remove", namespace, PodRules(Marks(), FIRST_EPOCH))
 
 
-def _in_worker(operation: str, namespace: Path, rules: PodRules) -> int | None:
-    order = {
-        "operation": operation,
-        "namespace": os.fspath(netns.namespace_path(namespace)),
-        "mask": rules.marks.mask,
-        "epoch": rules.epoch,
-        "queue": rules.queue,
-        "bypass": rules.bypass,
-    }
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What a worker is told: the rules as they are to be, word by word."""
+
+    operation: str
+    namespace: str
+    mask: int
+    jumps: Jumps
+    leading: bool
+    chains: Mapping[Family, Chains]
+
+    @classmethod
+    def of(cls, operation: str, namespace: Path, rules: RuleSet) -> _Order:
+        mask = rules.marks.mask if isinstance(rules, PodRules) else 0
+        chains = {family: rules.chains(family) for family in families()}
+        path = os.fspath(netns.namespace_path(namespace))
+        return cls(operation, path, mask, rules.jumps, not rules.shared, chains)
+
+
+def _in_worker(operation: str, namespace: Path, rules: RuleSet) -> int | None:
     what = f"python-iptables: {operation} in {namespace}"
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", "from agent.rules_iptc import work; work()"],
-            input=json.dumps(order),
+            input=msgspec.json.encode(_Order.of(operation, namespace, rules)).decode(),
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             capture_output=True,
             text=True,
@@ -93,22 +110,21 @@ def _in_worker(operation: str, namespace: Path, rules: PodRules) -> int | None:
 
 def work() -> None:
     """Carry out one order from standard input, in a process of its own, and print the answer."""
-    order = json.load(sys.stdin)
-    netns.enter(order["namespace"])
-    rules = PodRules(Marks(order["mask"]), order["epoch"], order["queue"], order["bypass"])
-    operation: Callable[[PodRules], int | None] = _OPERATIONS[order["operation"]]
+    order = msgspec.json.decode(sys.stdin.buffer.read(), type=_Order)
+    netns.enter(order.namespace)
+    operation: Callable[[_Order], int | None] = _OPERATIONS[order.operation]
     with _LOCK.open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        answer = operation(rules)
+        answer = operation(order)
     json.dump(answer, sys.stdout)
 
 
-def _apply(rules: PodRules) -> int:
+def _apply(order: _Order) -> int:
     changed = False
-    for family in families():
-        tables = {name: _table(family, name) for name in _TABLES}
-        wanted = ruleset.wanted(rules, family)
-        if ruleset.in_place({name: _read(table) for name, table in tables.items()}, wanted):
+    for family, wanted in order.chains.items():
+        tables = {name: _table(family, name) for name in order.jumps}
+        present = {name: _read(table) for name, table in tables.items()}
+        if ruleset.in_place(present, wanted, order.jumps, leading=order.leading):
             continue
         changed = True
         for name, chains in wanted.items():
@@ -119,27 +135,28 @@ def _apply(rules: PodRules) -> int:
                         table.create_chain(chain)
                 for chain, held in chains.items():
                     _fill(family, table, chain, held)
-                for chain, jump in ruleset.JUMPS[name].items():
+                for chain, jump in order.jumps[name].items():
                     _chain(table, chain).insert_rule(_rule(family, jump))
     return int(changed)
 
 
-def _set_epoch(rules: PodRules) -> None:
-    for family in families():
+def _set_epoch(order: _Order) -> None:
+    for family, chains in order.chains.items():
         with _transaction(_table(family, "mangle")) as table:
-            _fill(family, table, ruleset.EPOCH_CHAIN, ruleset.epoch_chain(rules))
+            _fill(family, table, ruleset.EPOCH_CHAIN, chains["mangle"][ruleset.EPOCH_CHAIN])
 
 
-def _read_state(rules: PodRules) -> int | None:
-    epochs = [ruleset.epoch_in_force({"mangle": _read(_table(family, "mangle"))}, rules.marks) for family in families()]
+def _read_state(order: _Order) -> int | None:
+    marks = Marks(order.mask)
+    epochs = [ruleset.epoch_in_force({"mangle": _read(_table(family, "mangle"))}, marks) for family in order.chains]
     there = [epoch for epoch in epochs if epoch is not None]
     if len(there) != len(epochs):
         return None
     return there[0] if len(there) == 1 else newer_epoch(there[0], there[1])
 
 
-def _remove(_: PodRules) -> None:
-    for family in families():
+def _remove(order: _Order) -> None:
+    for family in order.chains:
         for name in ("mangle", "raw"):
             table = _table(family, name)
             if any(chain.startswith(ruleset.PREFIX) for chain in _read(table)):
@@ -147,7 +164,7 @@ def _remove(_: PodRules) -> None:
                     _delete_ours(table, keep=frozenset())
 
 
-_OPERATIONS: Final[dict[str, Callable[[PodRules], Any]]] = {
+_OPERATIONS: Final[dict[str, Callable[[_Order], Any]]] = {
     "apply": _apply,
     "set_epoch": _set_epoch,
     "read_state": _read_state,
@@ -215,7 +232,7 @@ def _words(rule: Any) -> Words:
     words: list[str] = []
     for option, addresses in (("-s", rule.src), ("-d", rule.dst)):
         if addresses not in _ANYWHERE:
-            words += [option, addresses]
+            words += [option, _network(addresses)]
     header = _header(rule)
     for option, interface, mask in (
         ("-i", rule.in_interface, header.iniface_mask),
@@ -231,6 +248,14 @@ def _words(rule: Any) -> Words:
         words += ["-m", match.name, *_parameters(match)]
     target = rule.target
     return (*words, "-g" if target.goto else "-j", target.name, *_parameters(target))
+
+
+def _network(addresses: str) -> str:
+    """Return ``address/mask`` as iptables prints it, with the mask as a number of bits."""
+    negated, text = ("! " if addresses.startswith("!") else ""), addresses.removeprefix("!")
+    address, _, mask = text.partition("/")
+    bits = mask if mask.isdecimal() else str(int(ip_address(mask)).bit_count())
+    return f"{negated}{address}/{bits}"
 
 
 def _header(rule: Any) -> Any:
@@ -269,6 +294,10 @@ def _rule(family: Family, words: Words) -> Any:
         values = list(takewhile(lambda value: value != "!" and not value.startswith("-"), left))
         del left[: len(values)]
         match word:
+            case "-s":
+                rule.src = invert + values[0]
+            case "-d":
+                rule.dst = invert + values[0]
             case "-i":
                 rule.in_interface = invert + values[0]
                 _header(rule).iniface_mask = _interface_mask(values[0])

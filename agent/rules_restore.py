@@ -13,7 +13,7 @@ from typing import Final
 from agent import netns, ruleset
 from agent.marks import FIRST_EPOCH, Marks, newer_epoch
 from agent.rules import families
-from agent.ruleset import Family, PodRules
+from agent.ruleset import Family, PodRules, RuleSet
 from trireme_py.errors import KernelError
 
 _LOCK_WAIT_S: Final = 5
@@ -37,15 +37,17 @@ class RestoreBackend:
 
     def __init__(self, variant: Variant) -> None:
         self.variant = variant
-        self._read_back: dict[tuple[Family, PodRules], ruleset.Chains] = {}
+        self._read_back: dict[tuple[Family, RuleSet], ruleset.Chains] = {}
         """How this version of iptables prints what was written last, where that is not as :mod:`agent.ruleset` says."""
 
     @property
     def name(self) -> str:
         return f"iptables-{self.variant.value}"
 
-    def apply(self, namespace: Path, rules: PodRules) -> bool:
+    def apply(self, namespace: Path, rules: RuleSet) -> bool:
         changed = netns.run_inside(namespace, lambda: self._apply_here(rules))
+        if rules.shared and not changed:
+            return False
         return self._other().remove_if_there(namespace) or changed
 
     def _other(self) -> RestoreBackend:
@@ -65,14 +67,15 @@ class RestoreBackend:
             return False
         return netns.run_inside(namespace, self._remove_here)
 
-    def _apply_here(self, rules: PodRules) -> bool:
+    def _apply_here(self, rules: RuleSet) -> bool:
         changed = False
         for family in families():
-            present, wanted = self._read(family), ruleset.wanted(rules, family)
-            if ruleset.in_place(present, self._read_back.get((family, rules), wanted)):
+            present, wanted = self._read(family, rules), rules.chains(family)
+            expected = self._read_back.get((family, rules), wanted)
+            if ruleset.in_place(present, expected, rules.jumps, leading=not rules.shared):
                 continue
             self._restore(family, ruleset.render_apply(present, rules, family))
-            written = ruleset.own_chains(self._read(family))
+            written = ruleset.own_chains(self._read(family, rules), rules.jumps)
             if written != wanted:
                 if len(self._read_back) >= _MOST_READ_BACK:
                     self._read_back.clear()
@@ -108,27 +111,30 @@ class RestoreBackend:
     def _remove_here(self) -> bool:
         removed = False
         for family in families():
-            text = ruleset.render_remove(ruleset.parse_save(self._save(family)))
+            present = self._read(family)
+            text = ruleset.render_remove(present)
             if text:
                 removed = True
                 self._restore(family, text)
                 if self.variant is Variant.NFT:
-                    _delete_idle_chains(family, self._save(family))
+                    _delete_idle_chains(family, self._save(family), present)
         return removed
 
-    def _read(self, family: Family) -> dict[str, dict[str, list[ruleset.Words]]]:
-        return ruleset.parse_save(self._save(family))
+    def _read(self, family: Family, rules: RuleSet | None = None) -> dict[str, dict[str, list[ruleset.Words]]]:
+        if rules is None or not rules.shared:
+            return ruleset.parse_save(self._save(family))
+        return ruleset.parse_save("".join(self._save(family, "-t", table) for table in rules.jumps))
 
-    def _save(self, family: Family) -> str:
-        return _run([f"{family.value}-{self.variant.value}-save"])
+    def _save(self, family: Family, *options: str) -> str:
+        return _run([f"{family.value}-{self.variant.value}-save", *options])
 
     def _restore(self, family: Family, text: str) -> None:
         program = f"{family.value}-{self.variant.value}-restore"
         _run([program, "--noflush", "--wait", str(_LOCK_WAIT_S)], text)
 
 
-def _delete_idle_chains(family: Family, saved: str) -> None:
-    """Delete the nft chains, and tables, that our rules alone had called into being.
+def _delete_idle_chains(family: Family, saved: str, before: ruleset.Tables) -> None:
+    """Delete the nft chains, and tables, that our rules alone had called into being: those that led to ours ``before``.
 
     A chain that decides nothing may go, whoever made it. nft refuses to delete one that somebody has filled in
     between, and with it the whole transaction.
@@ -142,7 +148,8 @@ def _delete_idle_chains(family: Family, saved: str) -> None:
     ]
     for table in ruleset.JUMPS:
         there = {chain["name"] for chain in listed if (chain["family"], chain["table"]) == (address_family, table)}
-        idle = there.intersection(ruleset.idle_chains(saved, table))
+        led_to_ours = {chain for chain, held in before.get(table, {}).items() if any(map(ruleset.is_ours, held))}
+        idle = there & led_to_ours & set(ruleset.idle_chains(saved, table))
         lines = [f"delete chain {address_family} {table} {chain}\n" for chain in sorted(idle)]
         if lines and idle == there:
             lines.append(f"delete table {address_family} {table}\n")
@@ -173,19 +180,37 @@ def _run(argv: list[str], stdin: str = "") -> str:
     return done.stdout
 
 
+def attempt(variant: Variant) -> RestoreBackend:
+    """Return the back end of ``variant`` after writing all our rules into a scratch namespace with it.
+
+    Raises KernelError with what it answered.
+    """
+    backend = RestoreBackend(variant)
+    rules = PodRules(Marks(), FIRST_EPOCH)
+    netns.run_inside_new(lambda: backend._apply_here(rules))
+    return backend
+
+
+def takes(variant: Variant, family: Family, table: str, rule: ruleset.Words) -> bool:
+    """Tell whether ``rule`` can be written with ``variant``, in PREROUTING of a scratch namespace."""
+    backend = RestoreBackend(variant)
+    text = f"*{table}\n{ruleset.line('-A', 'PREROUTING', rule)}\nCOMMIT\n"
+    try:
+        netns.run_inside_new(lambda: backend._restore(family, text))
+    except KernelError:
+        return False
+    return True
+
+
 def probe() -> RestoreBackend:
     """Return a back end that works on this machine, found by writing all our rules into a scratch namespace.
 
     Raises :class:`KernelError` with the answer of each variant if none does.
     """
-    rules = PodRules(Marks(), FIRST_EPOCH)
     refusals = []
     for variant in Variant:
-        backend = RestoreBackend(variant)
         try:
-            netns.run_inside_new(lambda backend=backend: backend._apply_here(rules))  # type: ignore[misc]
+            return attempt(variant)
         except KernelError as error:
             refusals.append(str(error))
-        else:
-            return backend
     raise KernelError("no iptables variant can queue packets here:\n  " + "\n  ".join(refusals))

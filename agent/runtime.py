@@ -2,10 +2,15 @@
 
 ::
 
-    agent.lock      locked by the agent that runs (flock); holds its process id
-    state.json      the namespaces with rules of ours, each with its epoch and the fingerprint of its policy
-    last-good/      the last good text of each file of the configuration folder
-    observe.sock    the observe socket
+    agent.lock          locked by the agent that runs (flock); holds its process id
+    state.json          the namespaces with rules of ours, each with its epoch and the fingerprint of its policy
+    node                the path of the node's own namespace, which holds rules of ours too
+    last-good/          the last good text of each file of the configuration folder
+    observe.sock        the observe socket
+    cluster-node.pem    in a cluster: this node's key and certificate
+    installation        in a cluster: whether agents are still being installed
+    cni.sock            in a cluster: the CNI plugin's
+    sandboxes.json      in a cluster: what the CNI plugin told of pods
 
 Everything is for root alone: the directory is made with mode 0700, and one that others may write is refused.
 """
@@ -26,6 +31,11 @@ from trireme_py.errors import ConfigError, KernelError
 
 STATE_VERSION: Final = 1
 LOCK: Final = "agent.lock"
+NODE: Final = "node"
+NODE_KEYS: Final = "cluster-node.pem"
+INSTALLATION: Final = "installation"
+CNI_SOCKET: Final = "cni.sock"
+SANDBOXES: Final = "sandboxes.json"
 _FORGET: Final = "remove it, then run: trireme cleanup --config DIR"
 """Without the record, the folder is what says where rules of ours may be."""
 
@@ -58,6 +68,10 @@ class RuntimeDirectory:
     @property
     def observe_socket(self) -> Path:
         return self.path / "observe.sock"
+
+    @property
+    def status_socket(self) -> Path:
+        return self.path / "status.sock"
 
     @property
     def last_good(self) -> Path:
@@ -124,13 +138,39 @@ class RuntimeDirectory:
         except OSError as error:
             raise KernelError(f"{self._state}: {error.strerror}; free some space in {self.path}") from error
 
+    def write_node(self, namespace: Path) -> None:
+        """Record the node's own namespace, before any rule is laid there. Raises KernelError."""
+        try:
+            with open(self.path / NODE, "w", encoding="utf-8", opener=_for_root_alone) as stream:
+                stream.write(str(namespace))
+        except OSError as error:
+            raise KernelError(f"{self.path / NODE}: {error.strerror}; free some space in {self.path}") from error
+
+    def read_node(self) -> Path | None:
+        """Return what :meth:`write_node` recorded last, None if nothing. Raises ConfigError."""
+        try:
+            return Path((self.path / NODE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{self.path / NODE}: {error}; {_FORGET}") from error
+
     def remove(self) -> bool:
         """Remove what is ours, and the directory if nothing else is in it; tell whether it is gone.
 
         The caller holds the lock. What is not ours stays: the path may be a mistake, of the folder with the keys, say.
         """
         shutil.rmtree(self.last_good, ignore_errors=True)
-        for path in (self._state.with_suffix(".new"), self._state, self.observe_socket, self.path / LOCK):
+        replaced = (self._state, *(self.path / name for name in (NODE_KEYS, INSTALLATION, SANDBOXES)))
+        fresh = (path.with_suffix(".new") for path in replaced)
+        for path in (
+            *fresh,
+            *replaced,
+            self.path / NODE,
+            self.observe_socket,
+            self.path / CNI_SOCKET,
+            self.path / LOCK,
+        ):
             path.unlink(missing_ok=True)
         try:
             self.path.rmdir()

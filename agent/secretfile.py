@@ -65,15 +65,31 @@ def read_public(path: Path, advice: str) -> bytes:
 def read_secret(path: Path, advice: str) -> bytes:
     """Read a small file that only its owner may read. ``advice``: the command that makes it.
 
+    A process that is not root may be let in by its group, if root owns the file: so Kubernetes mounts a Secret where
+    ``fsGroup`` is set.
+
     :raises CredentialError: it is missing, no file, too large, or open to others than root and us
     """
     status, data = _read(path, advice)
-    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO) and not _for_our_group(status):
         mode = stat.S_IMODE(status.st_mode)
-        raise CredentialError(f"{path}: mode {mode:04o} lets others at a secret; run: chmod 600 {path}")
+        mend = "set defaultMode: 0400 on the volume" if _is_mounted(path) else f"run: chmod 600 {path}"
+        raise CredentialError(f"{path}: mode {mode:04o} lets others at a secret; {mend}")
     if status.st_uid not in (0, os.geteuid()):
         raise CredentialError(f"{path}: belongs to user {status.st_uid}, who can change it; run: chown root {path}")
     return data
+
+
+def _for_our_group(status: os.stat_result) -> bool:
+    """Tell whether root lets our group read, and nobody else in."""
+    only_reading = not status.st_mode & (stat.S_IWGRP | stat.S_IXGRP | stat.S_IRWXO)
+    ours = status.st_gid in (os.getegid(), *os.getgroups())
+    return os.geteuid() != 0 and status.st_uid == 0 and only_reading and ours
+
+
+def _is_mounted(path: Path) -> bool:
+    """Tell whether the kubelet put the file there: its names are links into a folder that it swaps."""
+    return (path.parent / "..data").is_symlink()
 
 
 def _read(path: Path, advice: str) -> tuple[os.stat_result, bytes]:

@@ -22,7 +22,7 @@ TICK_MS: Final = 1000
 
 
 class Follower(Protocol):
-    """What :class:`agent.standalone.Standalone` does about it."""
+    """What :class:`agent.standalone.FolderMode` does about it."""
 
     def changed(self) -> None:
         """Bring the folder into force."""

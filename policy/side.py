@@ -140,6 +140,38 @@ class Side:
             self._decisions[key] = decision
         return decision
 
+    def could_allow(self, address: Address, protocol: int, port: int | None) -> bool:
+        """Tell whether some identity at ``address`` might be allowed: each rule that names pods may mean it, or not."""
+        flow = _Flow(None, {}, dict(self._blocks.lookup(address)), False, protocol, port, self._own_ports or ())
+        return self._audit_all or self._could(flow, Order.ADMIN)
+
+    def _could(self, flow: _Flow, order: Order) -> bool:
+        closed = order is Order.NETWORK and any(not bound.audit for bound in self._isolating)
+        if order is not Order.NETWORK or closed:
+            for index in self._tiers[order]:
+                bound = self._rules[index]
+                surely, maybe = self._may_mean(index, flow)
+                if bound.audit or not maybe:
+                    continue
+                action = bound.rule.action
+                if action is Action.ACCEPT or (action is Action.PASS and self._could_later(flow, order)):
+                    return True
+                if surely:
+                    return False
+        return not closed and self._could_later(flow, order)
+
+    def _could_later(self, flow: _Flow, order: Order) -> bool:
+        return order is Order.BASELINE or self._could(flow, Order(order + 1))
+
+    def _may_mean(self, index: int, flow: _Flow) -> tuple[bool, bool]:
+        """Tell whether a rule means the flow whoever the peer is, and whether it does for some peer."""
+        bound = self._rules[index]
+        rule, ports_match = bound.rule, bound.rule.ports.match(flow.protocol, flow.port, flow.named)
+        anybody = rule.everyone or flow.peer(index) is not None
+        # On egress a name is one of the destination's ports, which only an identity tells.
+        by_name = self._own_ports is None and bool(rule.ports.names) and rule.ports.may_match(flow.protocol)
+        return ports_match and anybody, (ports_match or by_name) and (anybody or bool(bound.pods))
+
     def may_open(self, protocol: int) -> bool:
         """Tell whether some peer could be allowed; only what is enforced counts."""
         if self._audit_all or not any(not bound.audit for bound in self._isolating):

@@ -37,6 +37,8 @@ class Settings:
     """Addresses that may be pods'. Anything else is known to lie outside the cluster."""
     audit: bool = False
     """Report every denial, enforce none."""
+    installing: bool = False
+    """Agents are being installed, node by node: a pod without an identity may be on a node that has none yet."""
 
 
 class PodPolicy:
@@ -46,13 +48,14 @@ class PodPolicy:
     pod is concerned: then no live connection needs to be judged again.
     """
 
-    __slots__ = ("_egress", "_ingress", "fingerprint")
+    __slots__ = ("_egress", "_ingress", "fingerprint", "installing")
 
-    def __init__(self, ingress: Side, egress: Side, fingerprint: bytes) -> None:
+    def __init__(self, ingress: Side, egress: Side, fingerprint: bytes, *, installing: bool = False) -> None:
         self._ingress = ingress
         self._egress = egress
         self.fingerprint = fingerprint
         """16 bytes that stand for everything the decisions depend on."""
+        self.installing = installing
 
     def isolated(self, direction: Direction) -> bool:
         """Tell whether any policy acts on the pod in ``direction``, enforced or audited."""
@@ -67,6 +70,10 @@ class PodPolicy:
     ) -> Decision:
         """Judge one flow; see ``PolicyView.decide``."""
         return self._side(direction).decide(identity, address, protocol, port)
+
+    def could_allow(self, direction: Direction, address: Address, protocol: int, port: int | None) -> bool:
+        """Tell whether an identity could change a denial; see ``PolicyView.could_allow``."""
+        return self._side(direction).could_allow(address, protocol, port)
 
     def _side(self, direction: Direction) -> Side:
         return self._ingress if direction is Direction.INGRESS else self._egress
@@ -84,6 +91,7 @@ class ClosedPolicy:
     __slots__ = ()
 
     fingerprint = b"unknown pod"
+    installing = False
 
     def isolated(self, direction: Direction) -> bool:  # noqa: ARG002 - either
         return True
@@ -97,6 +105,10 @@ class ClosedPolicy:
         del address, protocol, port
         reason = Reason.UNIDENTIFIED if identity is None else Reason.NO_MATCH
         return Decision(False, reason, nearest=f"the local pod is not known yet, so its {direction.value} is closed")
+
+    def could_allow(self, direction: Direction, address: Address, protocol: int, port: int | None) -> bool:
+        del direction, address, protocol, port
+        return False
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ClosedPolicy)
@@ -125,7 +137,9 @@ def bind_policies(
     acting = {
         direction: [bound for bound in selected if bound.policy.acts(direction)] for direction in Direction
     }  # fmt: skip
-    digest = hashlib.blake2b(repr((settings.audit, settings.cluster)).encode(), digest_size=16)
+    digest = hashlib.blake2b(
+        repr((settings.audit, settings.installing, settings.cluster)).encode(), digest_size=16
+    )  # fmt: skip
     for direction, bounds in acting.items():
         digest.update(direction.value.encode())
         for bound in bounds:
@@ -137,7 +151,7 @@ def bind_policies(
         Side(direction, acting[direction], namespaces, nodes, pod.named_ports, settings.cluster, settings.audit)
         for direction in (Direction.INGRESS, Direction.EGRESS)
     )
-    return PodPolicy(ingress, egress, fingerprint)
+    return PodPolicy(ingress, egress, fingerprint, installing=settings.installing)
 
 
 def _select(pod: Pod, policies: Sequence[CompiledPolicy], namespaces: NamespaceTable) -> list[BoundPolicy]:

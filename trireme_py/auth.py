@@ -24,9 +24,14 @@ class Authenticator(Protocol):
     def mode(self) -> Mode:
         """How identities are vouched for, for people."""
 
-    @property
-    def pair_salt(self) -> bytes:
-        """A secret that goes into every pair key: derived from the pre-shared key, or empty in PKI mode."""
+    def pair_salt(self, client_assertion: bytes) -> bytes:
+        """Return the secret that goes into the pair keys of this client: empty in PKI mode.
+
+        Derived from the pre-shared key that vouches for the client, since both ends must find the same while two keys
+        are in use.
+
+        :raises InvalidToken: UNKNOWN_SIGNER, if the assertion was made with a key that is no longer in use
+        """
 
     def issue(self, claims: Claims, salt: bytes) -> bytes:
         """Return a signed assertion of at most ``wire.MAX_ASSERTION`` octets.

@@ -72,8 +72,7 @@ class PkiAuthenticator:
     def mode(self) -> Literal["pki"]:
         return "pki"
 
-    @property
-    def pair_salt(self) -> bytes:
+    def pair_salt(self, client_assertion: bytes) -> bytes:  # noqa: ARG002 - the protocol's signature
         return b""
 
     @property

@@ -14,12 +14,13 @@ from trireme_py.endpoint import (
     explain,
     hold,
     judge,
+    note_identity,
     release_held,
 )
 from trireme_py.errors import BadPacket
 from trireme_py.flows import BoundedTable, ClientFlow, Live
 from trireme_py.handshake import AWAITING_ACK, AWAITING_SYN_ACK, State, Step, advance
-from trireme_py.model import Address, Decision, Direction, DropReason, Instant, Result, Verdict
+from trireme_py.model import Address, Decision, Direction, DropReason, Instant, Reason, Result, Verdict
 from trireme_py.packet import (
     ACK,
     FIN,
@@ -68,7 +69,7 @@ class ClientSide:
             flow = self._open(turn, syn)
         target = (packet.destination, packet.destination_port)
         in_scope = packet.destination in self._shared.settings.identity_scope
-        if not in_scope:
+        if not in_scope and not self._may_be_node(packet):
             # Nobody there can be identified, so there is no answer to wait for.
             self._judge_silent(turn)
         # The first two go with a token, then every other one: something on the path may mind data in a SYN.
@@ -100,9 +101,14 @@ class ClientSide:
 
     def _open(self, turn: Turn, syn: Packet) -> ClientFlow:
         endpoint, packet, key = turn.pod, turn.packet, turn.tuple5
-        if not endpoint.policy.may_open(packet.protocol):
+        if not endpoint.policy.may_open(packet.protocol) and not self._may_be_node(packet):
             self._judge_silent(turn)
         return ClientFlow(key, packet.sequence, endpoint.identity, syn)
+
+    def _may_be_node(self, packet: Packet) -> bool:
+        """Tell whether a SYN may be for the pod's own node, which policy cannot forbid. Only the answer tells: the
+        node's own never comes here (docs/datapath.md), and one from behind a NodePort is judged."""
+        return packet.destination in self._shared.settings.node_addresses
 
     def _remember(self, turn: Turn, flow: ClientFlow) -> None:
         evicted = turn.pod.clients.put(flow.key, flow, turn.now.mono_ns)
@@ -168,6 +174,7 @@ class ClientSide:
         evident = check_ends(shared, turn.pod, flow.key, answer.server, answer.client)
         if not evident and shared.settings.require_translation_evidence:
             return self._start_over_bare(turn, flow, turn.pod.unanswered, DropReason.UNEXPLAINED_TRANSLATION)
+        note_identity(shared, turn, *answer.server)
         decision = judge(
             shared, turn, Direction.EGRESS, flow.key, identity=peer.identity, address=answer.server[0],
             port=answer.server[1], isn=flow.isn, proven=True,
@@ -289,7 +296,8 @@ class ClientSide:
         address, port = self._server_of(flow)
         identity = flow.peer.identity if flow.peer else None
         decision = self._judge_server(turn, flow, announce_allow=True)
-        live = Live(Direction.EGRESS, identity, address, port, turn.pod.policy, flow.isn)
+        tolerated = decision.reason is Reason.NOT_YET_IDENTIFIED
+        live = Live(Direction.EGRESS, identity, address, port, turn.pod.policy, flow.isn, tolerated=tolerated)
         turn.pod.live.put(flow.key, live, turn.now.mono_ns)
         self._remember(turn, flow)
         if flow.peer is not None and flow.local is not None:

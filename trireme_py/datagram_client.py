@@ -10,12 +10,26 @@ from __future__ import annotations
 from dataclasses import replace
 
 from trireme_py import messages, wire
-from trireme_py.datagram_flows import HELLO_INTERVAL_NS, HELLOS, MAX_RESUMES, ClientDatagrams, Stage, Warm
-from trireme_py.datagram_messages import Confirm, confirm_mac, confirmed_ends, decode_confirm_untrusted, encode_resume
-from trireme_py.endpoint import Endpoint, Shared, Turn, drop_held, hold, judge, release_held
+from trireme_py.datagram_flows import (
+    HELLO_INTERVAL_NS,
+    HELLOS,
+    MAX_RESUMES,
+    ClientDatagrams,
+    DatagramTables,
+    Stage,
+    Warm,
+)
+from trireme_py.datagram_messages import (
+    Confirm,
+    confirm_mac,
+    confirmed_ends,
+    decode_confirm_untrusted,
+    encode_resume,
+)
+from trireme_py.endpoint import Endpoint, Shared, Turn, drop_held, hold, judge, release_held, unmark
 from trireme_py.errors import BadPacket
 from trireme_py.flows import Live
-from trireme_py.model import Address, Direction, DropReason, Hook, Instant, Release, Result, Verdict
+from trireme_py.model import Address, Direction, DropReason, Hook, Instant, Reason, Release, Result, Verdict
 from trireme_py.packet import Packet
 from trireme_py.relay import check_ends
 from trireme_py.surplus import Datagram, read_datagram_untrusted, room_for, with_message, without_message
@@ -145,10 +159,14 @@ class DatagramClient:
         if pod.datagrams.clients.get(flow.key) is flow:
             pod.datagrams.clients.pop(flow.key)
         decision = judge(
-            self._shared, turn, Direction.EGRESS, flow.key, identity=None, address=flow.key[3], port=flow.key[4]
+            self._shared, turn, Direction.EGRESS, flow.key, identity=None, address=flow.key[3], port=flow.key[4],
+            announce_allow=True,
         )  # fmt: skip
-        if decision.allowed:  # policy has changed while it waited
-            released = release_held(pod, flow.held, accept_last=False)
+        if decision.allowed:  # policy has changed while it waited, or agents are being installed
+            tolerated = decision.reason is Reason.NOT_YET_IDENTIFIED
+            live = Live(Direction.EGRESS, None, flow.key[3], flow.key[4], pod.policy, tolerated=tolerated)
+            pod.live_datagrams.put(flow.key, live, now.mono_ns)
+            released = release_held(pod, flow.held, accept_last=True)
             self._shared.orphans += ((pod.number, release) for release in released)
             return
         drop_held(self._shared, pod, flow.held, DropReason.POLICY)
@@ -162,6 +180,28 @@ class DatagramClient:
         turn.pod.datagrams.clients.put(flow.key, flow, turn.now.mono_ns)
         # What it has confirmed meanwhile is enough to prove ourselves at once.
         return self._consumed(send=(self._proof_alone(flow) if flow.proof else self._hello(flow),))
+
+    def begin_anew(self, turn: Turn, message: bytes, datagram: Datagram) -> Result:
+        """Whoever gets the datagrams of an accepted flow of ours does not know it: its next one begins an exchange.
+
+        Anybody can ask for that; it costs one exchange a second at most.
+        """
+        pod, now_ns = turn.pod, turn.now.mono_ns
+        messages.check_header_untrusted(message, MessageType.AGAIN, wire.HEADER.size)
+        live = pod.live_datagrams.get(turn.tuple5)
+        if (
+            live is None
+            or live.direction is not Direction.EGRESS
+            or pod.datagrams.renewed.get(turn.tuple5) == DatagramTables.RENEWED
+        ):
+            raise BadPacket(DropReason.UNEXPECTED, "a flow that is not ours, or that was begun anew already")
+        if not datagram.sealed or datagram.payload:
+            raise BadPacket(DropReason.UNEXPECTED, "AGAIN with data")
+        pod.datagrams.renewed.put(turn.tuple5, DatagramTables.RENEWED, now_ns)
+        pod.live_datagrams.pop(turn.tuple5)
+        pod.datagrams.clients.pop(turn.tuple5)
+        pod.datagrams.warm.pop((turn.tuple5[3], turn.tuple5[4] or 0))
+        return unmark(self._shared, turn)
 
     def net_answer(self, turn: Turn, flow: ClientDatagrams, message: bytes) -> Result:
         """The server says who it is: believe it, judge it, and prove ourselves."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from trireme_py.datagram_messages import End
 from trireme_py.flows import BoundedTable, Held, Tuple5
@@ -31,6 +31,9 @@ MAX_FLOWS: Final = 4096
 MAX_RESUMES: Final = 32
 """Datagrams of one flow that may prove themselves before one of them is confirmed; a longer burst says HELLO."""
 MAX_TICKETS: Final = 4096
+RENEWAL_NS: Final = 1_000 * _MS
+"""Between two times that an accepted flow is begun anew, or that the client of an unknown one is asked to: anybody can
+ask."""
 
 
 class Stage(Enum):
@@ -104,6 +107,11 @@ class ClientDatagrams:
     replies: Held = field(default_factory=Held)
     """Datagrams that arrived and wait for their confirmation."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether all was said that a server could want to hear again."""
+        return self.stage is Stage.PROVEN and (bool(self.answer_fixed) or self.hellos >= HELLOS)
+
 
 @dataclass(slots=True, eq=False)
 class ServerDatagrams:
@@ -131,6 +139,8 @@ class ServerDatagrams:
 class DatagramTables:
     """One pod's UDP flows under way."""
 
+    RENEWED: ClassVar = -1
+
     clients: BoundedTable[Tuple5, ClientDatagrams] = field(default_factory=lambda: BoundedTable(MAX_FLOWS, FLOW_NS))
     servers: BoundedTable[Tuple5, ServerDatagrams] = field(default_factory=lambda: BoundedTable(MAX_FLOWS, FLOW_NS))
     asking: BoundedTable[Tuple5, ClientDatagrams] = field(
@@ -142,11 +152,14 @@ class DatagramTables:
     )
     tickets: BoundedTable[bytes, Ticket] = field(default_factory=lambda: BoundedTable(MAX_TICKETS, WARM_NS))
     silent: BoundedTable[tuple[Address, int], bool] = field(default_factory=lambda: BoundedTable(MAX_FLOWS, SILENT_NS))
+    renewed: BoundedTable[Tuple5, int] = field(default_factory=lambda: BoundedTable(MAX_FLOWS, RENEWAL_NS))
+    """Flows that were begun anew, or whose client was asked to, a moment ago: RENEWED, or the octets heard so far of a
+    client that is still to be asked."""
     own: BoundedTable[bytes, int] = field(default_factory=lambda: BoundedTable(MAX_FLOWS, 1_000 * _MS))
     """Datagrams that we sent ourselves and that are yet to pass the pod's rules, by their octets: how many."""
 
     def timed(self) -> tuple[BoundedTable[Any, Any], ...]:
         """Every table, for its deadline."""
         return (
-            self.asking, self.clients, self.servers, self.warm, self.tickets, self.silent, self.own
+            self.asking, self.clients, self.servers, self.warm, self.tickets, self.silent, self.renewed, self.own
         )  # fmt: skip

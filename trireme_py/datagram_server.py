@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from hmac import compare_digest
-from typing import Final
 
 from trireme_py import messages, wire
 from trireme_py.assertion import check_validity
-from trireme_py.datagram_flows import HELLO_INTERVAL_NS, ServerDatagrams, Stage, Ticket
+from trireme_py.datagram_flows import HELLO_INTERVAL_NS, DatagramTables, ServerDatagrams, Stage, Ticket
 from trireme_py.datagram_messages import confirmed_ends, decode_resume_untrusted, encode_confirm, resume_mac
-from trireme_py.endpoint import Shared, Turn, drop_held, hold, judge, take_held
+from trireme_py.endpoint import Shared, Turn, drop_held, hold, judge, take_held, unmark
 from trireme_py.errors import BadPacket
 from trireme_py.flows import Live
 from trireme_py.identities import Peer
 from trireme_py.messages import Ack, Syn
 from trireme_py.model import Direction, DropReason, Identity, Release, Result, Verdict
+from trireme_py.packet import Packet
 from trireme_py.surplus import (
     Datagram,
     read_datagram_untrusted,
@@ -25,7 +25,10 @@ from trireme_py.surplus import (
 )
 from trireme_py.wire import MessageType
 
-_AGAIN: Final = messages.encode_header(MessageType.AGAIN, wire.HEADER.size, 0)
+
+def again_towards_sender(packet: Packet) -> bytes:
+    """Return the datagram that asks the sender of ``packet`` for an exchange."""
+    return with_message(towards_sender(packet), b"", messages.AGAIN, sealed=True)
 
 
 class DatagramServer:
@@ -48,6 +51,8 @@ class DatagramServer:
         if flow is not None and known and flow.stage is Stage.PROVEN:
             return self._late(turn, datagram)
         peer = shared.identities.resolve_untrusted(turn.now, pod.number, hello.id, hello.assertion)
+        if self._was_somebody_else(turn, hello.id):
+            return unmark(shared, turn, send=self._again(turn))
         if waits and not self._judge_client(turn, peer.identity, proven=False, announce_allow=False):
             raise BadPacket(DropReason.POLICY)
         if flow is None or not known or not flow.answer:
@@ -55,13 +60,33 @@ class DatagramServer:
         flow.waits = waits
         pod.datagrams.servers.put(turn.tuple5, flow, turn.now.mono_ns)
         flow.request += turn.packet.length
-        send = self._say(turn, flow, flow.answer) or self._say(turn, flow, _AGAIN)
+        send = self._say(turn, flow, flow.answer) or self._say(turn, flow, messages.AGAIN)
         if datagram.sealed and not datagram.payload:
             return self._consumed(send=send)
         if flow.waits or datagram.sealed:
             hold(shared, turn, flow.held)
             return Result(Verdict.HOLD, send=send)
         return Result(Verdict.PASS, packet=without_message(turn.packet, datagram.payload), send=send)
+
+    def _was_somebody_else(self, turn: Turn, identity: bytes) -> bool:
+        """Forget the accepted flow of another identity on this tuple, and tell whether there was one.
+
+        Its address went to another pod; or that pod's assertion was renewed, and it proves itself anew.
+        """
+        pod = turn.pod
+        live = pod.live_datagrams.get(turn.tuple5)
+        if live is None or live.identity is None or live.identity.id == identity:
+            return False
+        pod.live_datagrams.pop(turn.tuple5)
+        flow = pod.datagrams.servers.pop(turn.tuple5)
+        if flow is not None:
+            drop_held(self._shared, pod, flow.held, DropReason.UNPROVEN)
+        return True
+
+    @staticmethod
+    def _again(turn: Turn) -> tuple[bytes, ...]:
+        again = again_towards_sender(turn.packet)
+        return (again,) if len(again) <= turn.packet.length else ()
 
     @staticmethod
     def _say(turn: Turn, flow: ServerDatagrams, message: bytes) -> tuple[bytes, ...]:
@@ -129,6 +154,7 @@ class DatagramServer:
         waits = not self._anybody_may(turn)
         if not self._judge_client(turn, ticket.peer.identity, proven=True, announce_allow=first):
             raise BadPacket(DropReason.POLICY)
+        passed = Verdict.PASS_CLEAR if self._was_somebody_else(turn, resume.hello.id) else Verdict.PASS
         ticket.window.commit(resume.counter)
         pod.datagrams.tickets.put(resume.ticket, ticket, turn.now.mono_ns)
         plain = without_message(turn.packet, datagram.payload)
@@ -139,7 +165,7 @@ class DatagramServer:
         if known is not None and not first and known.stage is not Stage.RESUME_CONSUMED:
             # It was overtaken by the proof, or by the HELLO of a later datagram.
             known.confirm = confirm
-            return Result(Verdict.PASS, packet=plain)
+            return Result(passed, packet=plain)
         flow = ServerDatagrams(
             turn.tuple5, Stage.RESUME_CONSUMED, resume.hello.fixed, ticket.peer, ticket.local, ticket.key, waits,
             turn.packet.length, confirm=confirm,
@@ -149,7 +175,7 @@ class DatagramServer:
         elif known is not None:
             flow.held = known.held
         pod.datagrams.servers.put(turn.tuple5, flow, turn.now.mono_ns)
-        return Result(Verdict.PASS, packet=plain)
+        return Result(passed, packet=plain)
 
     def app_reply(self, turn: Turn, flow: ServerDatagrams, datagram: Datagram) -> Result:
         """The pod answers on a flow whose datagrams prove themselves one by one: confirm that it is still us."""
@@ -229,6 +255,8 @@ class DatagramServer:
     def _let_in_unidentified(self, turn: Turn, datagram: Datagram) -> Result:
         """Policy asks nobody here who they are, and neither does the client ask us."""
         if datagram.sealed:
+            # What follows its HELLO is no unknown flow.
+            turn.pod.datagrams.renewed.put(turn.tuple5, DatagramTables.RENEWED, turn.now.mono_ns)
             return self._consumed()
         judge(
             self._shared, turn, Direction.INGRESS, turn.tuple5, identity=None, address=turn.packet.source,

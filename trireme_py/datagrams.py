@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from trireme_py import messages
 from trireme_py.datagram_client import DatagramClient
-from trireme_py.datagram_flows import Stage
+from trireme_py.datagram_flows import DatagramTables, Stage
 from trireme_py.datagram_messages import message_type_untrusted
-from trireme_py.datagram_server import DatagramServer
-from trireme_py.endpoint import Endpoint, Shared, Turn, drop_held
+from trireme_py.datagram_server import DatagramServer, again_towards_sender
+from trireme_py.endpoint import Endpoint, Shared, Turn, drop_held, is_pod_address, note_identity
 from trireme_py.errors import BadPacket
 from trireme_py.established import Established
 from trireme_py.model import Address, Direction, DropReason, Hook, Instant, Result
@@ -83,6 +83,7 @@ class Datagrams:
         pod = turn.pod
         tables = pod.datagrams
         if datagram.message is not None:
+            note_identity(self._shared, turn, turn.packet.source, turn.packet.source_port)
             if pod.identity is not None and turn.packet.source in self._shared.settings.identity_scope:
                 return self._message(turn, datagram, datagram.message)
             if datagram.sealed:
@@ -98,7 +99,27 @@ class Datagrams:
         server = tables.servers.get(turn.tuple5)
         if server is not None:
             return self._server.net_plain(turn, server)
+        self._ask_to_begin_anew(turn)
         return self._established.datagram(turn)
+
+    def _ask_to_begin_anew(self, turn: Turn) -> None:
+        """A pod sends on a flow that never began here. If its agent takes the flow for accepted, a Service that leads
+        elsewhere now has brought it here, or we were somebody else a moment ago."""
+        pod, packet = turn.pod, turn.packet
+        single = packet.destination in pod.addresses and not _is_multicast(packet.source)
+        if pod.identity is None or not single or not is_pod_address(self._shared, packet.source):
+            return
+        again, renewed = again_towards_sender(packet), pod.datagrams.renewed
+        heard = renewed.get(turn.tuple5) or 0
+        if heard == DatagramTables.RENEWED:
+            return
+        heard += packet.length
+        enough = len(again) <= heard  # never more octets to an address that has proved nothing than came from it
+        renewed.put(turn.tuple5, DatagramTables.RENEWED if enough else heard, turn.now.mono_ns)
+        if not enough:
+            return
+        self._shared.sends.append((pod.number, again))
+        self.sent(turn.now, pod, again)
 
     def _message(self, turn: Turn, datagram: Datagram, message: bytes) -> Result:
         tables = turn.pod.datagrams
@@ -114,6 +135,8 @@ class Datagrams:
                 raise BadPacket(DropReason.NO_STATE, "proof without a HELLO")
             return self._server.net_proof(turn, server, message, datagram)
         client = tables.clients.get(turn.tuple5)
+        if kind is MessageType.AGAIN and (client is None or client.settled):
+            return self._client.begin_anew(turn, message, datagram)
         if client is None:
             raise BadPacket(DropReason.NO_STATE, "answer without a HELLO")
         if kind is MessageType.ANSWER:
@@ -138,7 +161,7 @@ class Datagrams:
             drop_held(self._shared, pod, client.replies, DropReason.HOLD_TIMEOUT)
         for server in tables.servers.expire(now.mono_ns):
             drop_held(self._shared, pod, server.held, DropReason.HOLD_TIMEOUT)
-        for table in (tables.warm, tables.tickets, tables.silent, tables.own):
+        for table in (tables.warm, tables.tickets, tables.silent, tables.renewed, tables.own):
             table.expire(now.mono_ns)
 
 

@@ -8,16 +8,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from trireme_py.client import ClientSide
 from trireme_py.datagrams import Datagrams
-from trireme_py.endpoint import DatapathSettings, Endpoint, Shared, Translate, Turn, drop_held, explain, tuple_of
+from trireme_py.endpoint import (
+    DatapathSettings,
+    Endpoint,
+    Shared,
+    Translate,
+    Turn,
+    drop_held,
+    explain,
+    note_identity,
+    tuple_of,
+)
 from trireme_py.errors import BadPacket, InvalidToken
 from trireme_py.established import Established
 from trireme_py.flows import Tuple5
 from trireme_py.handshake import AWAITING_ACK, AWAITING_SYN_ACK, OPENED
 from trireme_py.identities import Identities, LocalIdentity
+from trireme_py.messages import is_message
 from trireme_py.model import (
     Address,
     DropReason,
@@ -104,6 +116,14 @@ class Datapath:
         orphans = self._take_orphans()
         self._shared.orphans = [(number, release) for number, release in orphans if number != endpoint]
         return [release for number, release in orphans if number == endpoint]
+
+    def forget_peers(self) -> None:
+        """Other keys are in use: believe nobody for having been believed. Connections stay as they were judged."""
+        self._shared.identities.forget_peers()
+
+    def set_node_addresses(self, addresses: frozenset[Address]) -> None:
+        """The node has other addresses than it had; connections under way stay as they were judged."""
+        self._shared.settings = replace(self._shared.settings, node_addresses=addresses)
 
     def set_identity(self, endpoint: int, identity: LocalIdentity | None) -> None:
         """Use another assertion, or none, for the pod's next connections; those under way finish with theirs."""
@@ -205,6 +225,8 @@ class Datapath:
         pod, packet = turn.pod, turn.packet
         client = pod.clients.get(turn.tuple5)
         if packet.flags & SYN:
+            if is_message(packet.payload):
+                note_identity(self._shared, turn, packet.source, packet.source_port)
             if packet.flags & ACK:
                 if client is None:
                     raise BadPacket(DropReason.NO_STATE, "SYN-ACK without a SYN")
@@ -238,6 +260,7 @@ class Datapath:
 
     def expire(self, now: Instant) -> list[tuple[int, Release]]:
         """Forget what is past its time; returns (endpoint, release) for each packet that was held too long."""
+        self._shared.identified.expire(now.mono_ns)
         for pod in self._endpoints.values():
             for held in pod.holds.expire(now.mono_ns):
                 drop_held(self._shared, pod, held, DropReason.HOLD_TIMEOUT)

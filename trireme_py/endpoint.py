@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from trireme_py.datagram_flows import DatagramTables
 from trireme_py.errors import BadPacket, InvalidToken
 from trireme_py.flows import BoundedTable, ClientFlow, Held, Live, ServerFlow, Tuple5
 from trireme_py.identities import Identities, LocalIdentity, Peer
+from trireme_py.messages import AGAIN
 from trireme_py.model import (
     Address,
     Decision,
@@ -21,12 +22,14 @@ from trireme_py.model import (
     Identity,
     Instant,
     PolicyView,
+    Reason,
     Release,
     Result,
     Verdict,
 )
 from trireme_py.networks import NetworkSet
 from trireme_py.packet import ACK, SEQUENCE_SPACE, SYN, Packet, reset_for
+from trireme_py.surplus import with_message
 
 _SECOND: Final = 1_000_000_000
 
@@ -54,6 +57,10 @@ MAX_HELD_OCTETS: Final = 128 * 1024
 MAX_HELD_PER_POD: Final = 2048
 """A quarter of the queue (agent/nfqueue.py, QUEUE_LENGTH): whoever captured a SYN can open many connections and have
 data held on each, and must not fill it for the rest. The oldest make room."""
+
+MAX_IDENTIFIED: Final = 16_384
+IDENTIFIED_NS: Final = 3600 * _SECOND
+"""While agents are being installed, whoever has presented an identity is asked for one for an hour."""
 
 Translate = Callable[[int, int, Address, int, Address, int], "tuple[Address, int] | None"]
 """(endpoint, protocol, source, port, destination, port) -> the address and port that the node's conntrack shows the
@@ -155,6 +162,10 @@ class Shared:
     """Servers accepted behind an outside address whose translation this node could not see."""
     pod_addresses: Counter[Address] = field(default_factory=Counter)
     """Addresses of the local pods, whatever the configured ranges say."""
+    identified: BoundedTable[tuple[Address, int | None], bool] = field(
+        default_factory=lambda: BoundedTable(MAX_IDENTIFIED, IDENTIFIED_NS)
+    )
+    """Who has presented an identity, while agents are being installed: address, and port where many share it."""
     sends: list[tuple[int, bytes]] = field(default_factory=list)
     """(endpoint, packet) of our own that no packet's result carries: it is time that asks for them."""
     orphans: list[tuple[int, Release]] = field(default_factory=list)
@@ -189,6 +200,25 @@ def is_pod_address(shared: Shared, address: Address) -> bool:
     return address in shared.settings.pod_ranges and address not in shared.settings.node_addresses
 
 
+def note_identity(shared: Shared, turn: Turn, address: Address, port: int | None) -> None:
+    """Somebody there presents an identity, good or bad. While agents are being installed: his node has its agent."""
+    if turn.pod.policy.installing:
+        shared.identified.put(_place(shared, address, port), True, turn.now.mono_ns)
+
+
+def may_lack_agent(shared: Shared, turn: Turn, address: Address, port: int | None) -> bool:
+    """Tell whether a peer may be without an identity only because its node has no agent yet."""
+    if not turn.pod.policy.installing or shared.pod_addresses[address] > 0:
+        return False
+    if not is_pod_address(shared, address) and address not in shared.settings.node_addresses:
+        return False
+    return _place(shared, address, port) not in shared.identified
+
+
+def _place(shared: Shared, address: Address, port: int | None) -> tuple[Address, int | None]:
+    return address, None if is_pod_address(shared, address) else port
+
+
 def judge(
     shared: Shared,
     turn: Turn,
@@ -201,16 +231,41 @@ def judge(
     isn: int | None = None,
     proven: bool = False,
     announce_allow: bool = False,
+    tolerated: bool = False,
 ) -> Decision:
     """Ask policy about one flow and report the answer, a denial once for all repetitions of one SYN.
 
-    ``address`` and ``port`` are what policy judges: the peer's address, and the destination's own port.
+    ``address`` and ``port`` are what policy judges: the peer's address, and the destination's own port. ``tolerated``:
+    the connection was let in while agents were being installed.
     """
     endpoint = turn.pod
     decision = endpoint.policy.decide(direction, identity, address, tuple5[0], port)
+    if not decision.allowed and identity is None and (tolerated or may_lack_agent(shared, turn, address, tuple5[4])):
+        decision = _tolerate(endpoint.policy, decision, direction, address, tuple5[0], port)
     if announce_allow if decision.allowed else _is_news(turn, tuple5, isn):
         _announce(shared, turn, direction, tuple5, decision, identity, proven, (address, port))
     return decision
+
+
+def _tolerate(
+    policy: PolicyView, denial: Decision, direction: Direction, address: Address, protocol: int, port: int | None
+) -> Decision:
+    if not policy.could_allow(direction, address, protocol, port):
+        return denial
+    return replace(denial, allowed=True, reason=Reason.NOT_YET_IDENTIFIED)
+
+
+def tolerate_unknown(shared: Shared, turn: Turn, direction: Direction, port: int | None) -> bool:
+    """Tell whether a connection that is older than the agent may go on while agents are being installed; report it."""
+    _, _, _, address, other_port = turn.tuple5
+    policy = turn.pod.policy
+    if not may_lack_agent(shared, turn, address, other_port):
+        return False
+    if not policy.could_allow(direction, address, turn.tuple5[0], port):
+        return False
+    decision = Decision(True, Reason.NOT_YET_IDENTIFIED)
+    _announce(shared, turn, direction, turn.tuple5, decision, None, False, (address, port))
+    return True
 
 
 EXPLAINED: Final = frozenset(
@@ -325,3 +380,9 @@ def cut(shared: Shared, packet: Packet) -> Result:
     # The reset towards the packet's receiver takes the packet's place in the queue; the other is sent.
     ahead, back = reset_for(packet, towards_sender=False), reset_for(packet, towards_sender=True)
     return Result(Verdict.PASS, packet=ahead, send=(back,))
+
+
+def unmark(shared: Shared, turn: Turn, *, send: tuple[bytes, ...] = ()) -> Result:
+    """Clear the connection's mark by a packet that no socket reads: without data, its UDP checksum wrong."""
+    shared.drops[DropReason.CONSUMED] += 1
+    return Result(Verdict.PASS_CLEAR, packet=with_message(turn.packet, b"", AGAIN, sealed=True), send=send)

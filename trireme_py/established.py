@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from trireme_py.endpoint import Endpoint, Shared, Turn, cut, judge, tuple_of
+from trireme_py.endpoint import Endpoint, Shared, Turn, cut, judge, tolerate_unknown, tuple_of
 from trireme_py.errors import BadPacket
 from trireme_py.flows import Live
-from trireme_py.model import Direction, DropReason, Hook, Protocol, Result, Verdict
+from trireme_py.model import Direction, DropReason, Hook, Protocol, Reason, Result, Verdict
 from trireme_py.packet import RST, Packet, icmp_error_subject_untrusted
 
 
@@ -26,7 +26,7 @@ class Established:
         if live.policy is not endpoint.policy:
             decision = judge(
                 self._shared, turn, live.direction, turn.tuple5, identity=live.identity, address=live.address,
-                port=live.port, isn=live.isn, proven=live.identity is not None,
+                port=live.port, isn=live.isn, proven=live.identity is not None, tolerated=live.tolerated,
             )  # fmt: skip
             if packet.protocol != Protocol.TCP or decision.allowed:
                 live.policy = endpoint.policy
@@ -48,13 +48,21 @@ class Established:
         Nobody can say who opened it, so it passes only if an unidentified peer could have opened it either way.
         """
         endpoint, tuple5 = turn.pod, turn.tuple5
-        for direction in Direction:
-            if not endpoint.policy.isolated(direction):
-                continue
-            port = tuple5[2] if direction is Direction.INGRESS else tuple5[4]
-            if not endpoint.policy.decide(direction, None, tuple5[3], tuple5[0], port).allowed:
-                raise BadPacket(DropReason.NO_STATE)
-        return Result(turn.accept)
+        ports = {Direction.INGRESS: tuple5[2], Direction.EGRESS: tuple5[4]}
+        if all(
+            not endpoint.policy.isolated(direction)
+            or endpoint.policy.decide(direction, None, tuple5[3], tuple5[0], port).allowed
+            for direction, port in ports.items()
+        ):
+            return Result(turn.accept)
+        # While agents are being installed it may go on if it could have been opened one way. Whose port is the lower
+        # one is the more likely server.
+        for direction in sorted(Direction, key=lambda one: ports[one] or 0):
+            if tolerate_unknown(self._shared, turn, direction, ports[direction]):
+                live = Live(direction, None, tuple5[3], ports[direction], endpoint.policy, tolerated=True)
+                endpoint.live.put(tuple5, live, turn.now.mono_ns)
+                return Result(turn.accept)
+        raise BadPacket(DropReason.NO_STATE)
 
     def datagram(self, turn: Turn) -> Result:
         """A packet of another protocol: judged by address, as nobody can be identified on it."""
@@ -75,7 +83,8 @@ class Established:
         )  # fmt: skip
         if not decision.allowed:
             raise BadPacket(DropReason.POLICY)
-        live = Live(direction, None, tuple5[3], port, endpoint.policy)
+        tolerated = decision.reason is Reason.NOT_YET_IDENTIFIED
+        live = Live(direction, None, tuple5[3], port, endpoint.policy, tolerated=tolerated)
         endpoint.live_datagrams.put(tuple5, live, turn.now.mono_ns)
         return Result(turn.accept)
 

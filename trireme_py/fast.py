@@ -87,7 +87,9 @@ class Counters(NamedTuple):
     ingress: Sequence[int]
     """Connections accepted, by the order of Reason."""
     egress: Sequence[int]
-    events_lost: int
+    unrecorded_ingress: Sequence[int]
+    """Those of them that became no event: nobody listened, or events were not taken in time."""
+    unrecorded_egress: Sequence[int]
     clients: int
     servers: int
     live: int
@@ -168,8 +170,15 @@ class _Superseded:
     def isolated(self, _: Direction) -> bool:
         return True
 
+    @property
+    def installing(self) -> bool:
+        return False
+
     def may_open(self, _: int) -> bool:
         return False
+
+    def could_allow(self, direction: Direction, address: Address, protocol: int, port: int | None) -> bool:
+        raise AssertionError(f"asked about {direction}, {address!r}, {protocol}, {port}")
 
     def decide(
         self, direction: Direction, identity: Identity | None, address: Address, protocol: int, port: int | None
@@ -178,6 +187,11 @@ class _Superseded:
 
 
 _SUPERSEDED: Final = _Superseded()
+
+
+def _unrecorded(counters: Counters) -> dict[tuple[Direction, Reason], int]:
+    both = ((Direction.INGRESS, counters.unrecorded_ingress), (Direction.EGRESS, counters.unrecorded_egress))
+    return {(direction, reason): n for direction, ns in both for reason, n in zip(_ALLOWED, ns, strict=True) if n}
 
 
 def _waiting(hook: Hook, packets: Sequence[bytes]) -> list[bool]:
@@ -198,7 +212,10 @@ def _waiting(hook: Hook, packets: Sequence[bytes]) -> list[bool]:
 class FastDatapath(Datapath):
     """The data path of all local pods, warm TCP connections in C. As :class:`Datapath`, one thread owns it."""
 
-    __slots__ = ("_engine", "_known", "_next_number", "_numbers", "_pods", "_swept_ns", "_translate")
+    __slots__ = (
+        "_dropped", "_engine", "_known", "_listening", "_next_number", "_numbers", "_pods", "_swept_ns", "_translate",
+        "_unrecorded",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -220,6 +237,10 @@ class FastDatapath(Datapath):
         self._numbers: dict[bytes, int] = {}
         """Of tokens, by identity id."""
         self._next_number = 1
+        self._listening = True
+        self._dropped: Counter[DropReason] = Counter()
+        """By the engine, for pods that are gone; and what became no event."""
+        self._unrecorded: Counter[tuple[Direction, Reason]] = Counter()
         self._swept_ns = 0
 
     # -- pods ---------------------------------------------------------------------------------------------------------
@@ -243,7 +264,7 @@ class FastDatapath(Datapath):
         one = self._pods[endpoint] = _Pod(engine, self._reader(endpoint, tables))
         one.policies[one.policy] = policy
         engine.teach_identity(self._token(identity) if identity else None)
-        engine.listen(True)
+        engine.listen(self._listening)
 
     def _reader(self, endpoint: int, tables: Endpoint) -> Reader:
         return Reader(
@@ -263,7 +284,13 @@ class FastDatapath(Datapath):
         self._pods[endpoint].engine.set_translate(lambda *flow: translate(endpoint, 6, *flow))
 
     def remove_endpoint(self, endpoint: int) -> list[Release]:
-        self._pods.pop(endpoint, None)
+        gone = self._pods.get(endpoint)
+        if gone is not None:
+            self._collect_events(endpoint, gone)
+            last = self.counters(endpoint)
+            self._dropped.update(dict(zip(_REASONS, last.drops, strict=True)))
+            self._unrecorded.update(_unrecorded(last))
+            del self._pods[endpoint]
         return super().remove_endpoint(endpoint)
 
     def set_identity(self, endpoint: int, identity: LocalIdentity | None) -> None:
@@ -423,6 +450,19 @@ class FastDatapath(Datapath):
             event = FlowEvent(wall_s, name, DIRECTIONS[direction], decided, protocol, *ends, peer, True, actual)
             self._shared.events.append(event)
 
+    def listen(self, flag: bool) -> None:
+        """Have connections that the engine accepts become events, or only numbers."""
+        self._listening = flag
+        for pod in self._pods.values():
+            pod.engine.listen(flag)
+
+    def unrecorded(self) -> Counter[tuple[Direction, Reason]]:
+        """Count the connections that the engine has accepted and that became no event."""
+        found = Counter(self._unrecorded)
+        for endpoint in self._pods:
+            found.update(_unrecorded(self.counters(endpoint)))
+        return found
+
     def counters(self, endpoint: int) -> Counters:
         """Return what the engine counts for a pod."""
         return Counters(*self._pods[endpoint].engine.counters())
@@ -430,7 +470,7 @@ class FastDatapath(Datapath):
     @property
     def drops(self) -> Counter[DropReason]:
         """Packets dropped, by reason, on either side."""
-        drops = Counter(self._shared.drops)
+        drops = self._shared.drops + self._dropped
         for endpoint in self._pods:
             drops.update(dict(zip(_REASONS, self.counters(endpoint).drops, strict=True)))
         return +drops

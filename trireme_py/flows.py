@@ -187,4 +187,6 @@ class Live:
     isn: int | None = None
     server_isn: int | None = None
     """On ingress: the number of the pod's SYN-ACK, by which a repeated one is known."""
+    tolerated: bool = False
+    """Let in without an identity while agents were being installed; nobody can ask for one afterwards."""
     cut: bool = False

@@ -95,21 +95,28 @@ class Identities:
         return peer
 
     def pair_key(self, local: LocalIdentity, peer: Peer, *, local_is_client: bool) -> bytes:
-        """Return the 32-octet key between two identities in their roles. Raises InvalidToken on a useless peer key."""
+        """Return the 32-octet key between two identities in their roles.
+
+        Raises InvalidToken on a useless peer key, or when the client's pre-shared key is no longer in use.
+        """
         ends = (local.id, peer.identity.id) if local_is_client else (peer.identity.id, local.id)
         # Only our own side's key makes this one secret, and that key changes with our id; so the ids are a full name,
         # but for a pair whose two ends are both ours: then both ends derive the same key anyway.
         key = self._pair_keys.get(ends)
         if key is None:
-            key = local.key.pair_key(
-                peer.agreement_key, ends[0], ends[1], self.authenticator.trust_domain, self.authenticator.pair_salt
-            )
+            salt = self.authenticator.pair_salt(local.assertion if local_is_client else peer.assertion)
+            key = local.key.pair_key(peer.agreement_key, ends[0], ends[1], self.authenticator.trust_domain, salt)
             self._pair_keys[ends] = key
             if len(self._pair_keys) > MAX_PAIR_KEYS:
                 self._pair_keys.popitem(last=False)
         else:
             self._pair_keys.move_to_end(ends)
         return key
+
+    def forget_peers(self) -> None:
+        """Verify everybody anew: other keys are in use, and who was believed under the old ones need not be now."""
+        self._peers.clear()
+        self._pair_keys.clear()
 
     def forget_endpoint(self, endpoint: int) -> None:
         self._buckets.pop(endpoint, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import blake2s
 from hmac import compare_digest
+from typing import Final
 
 from trireme_py import wire
 from trireme_py.errors import BadPacket
@@ -169,3 +170,7 @@ def to_16(address: Address) -> bytes:
 def from_16(field: bytes) -> Address:
     """The reverse of :func:`to_16`."""
     return field[12:] if field.startswith(_V4_MAPPED) else field
+
+
+AGAIN: Final = encode_header(MessageType.AGAIN, wire.HEADER.size, 0)
+"""The message that is a header alone: it asks a UDP client for its HELLO."""

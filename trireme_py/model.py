@@ -140,6 +140,8 @@ class Reason(Enum):
     """Denied by a ClusterNetworkPolicy Deny rule."""
     AUDIT = "audit"
     """Allowed only because the policy that denies it is in audit mode."""
+    NOT_YET_IDENTIFIED = "not_yet_identified"
+    """Allowed only because agents are still being installed: the peer's node may have none yet."""
     FAIL_OPEN = "fail_open"
     """Allowed although it could not be judged, because the installation chose fail-open."""
 
@@ -210,6 +212,10 @@ class Decision:
 class PolicyView(Interface):
     """What the data path sees of policy: the compiled policy of one local pod. Immutable; swapped as a whole."""
 
+    @property
+    def installing(self) -> bool:
+        """Whether agents are still being installed: a pod without an identity may be on a node that has none yet."""
+
     def isolated(self, direction: Direction) -> bool:
         """Tell whether any policy selects the pod for ``direction``."""
 
@@ -224,6 +230,9 @@ class PolicyView(Interface):
         ``identity`` and ``address`` are the peer's (None: it brought no identity). ``port`` is the destination's own
         port in host byte order, after any translation; None for protocols without ports.
         """
+
+    def could_allow(self, direction: Direction, address: Address, protocol: int, port: int | None) -> bool:
+        """Tell whether a peer at ``address`` could be allowed if it had an identity, whatever that were."""
 
 
 class Verdict(Enum):

@@ -57,7 +57,7 @@ class AgreementKey:
     ) -> bytes:
         """Return the 32-byte key for connections from ``client_id`` to ``server_id``.
 
-        ``salt`` is :attr:`Authenticator.pair_salt`.
+        ``salt`` is :meth:`Authenticator.pair_salt` of the client's assertion.
 
         :raises InvalidToken: MALFORMED_ASSERTION, if the peer's key is not one (RFC 7748, section 6.1: a shared secret
             of zeros, which anybody can compute)

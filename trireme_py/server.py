@@ -9,7 +9,7 @@ from trireme_py.endpoint import Acceptance, Endpoint, Shared, Turn, drop_held, h
 from trireme_py.errors import BadPacket
 from trireme_py.flows import Live, ServerFlow
 from trireme_py.handshake import State, Step, advance
-from trireme_py.model import Direction, DropReason, Result, Verdict
+from trireme_py.model import Direction, DropReason, Reason, Result, Verdict
 from trireme_py.packet import (
     ACK,
     FIN,
@@ -201,7 +201,10 @@ class ServerSide:
         if not decision.allowed:
             raise BadPacket(DropReason.POLICY)
         flow.state = state
-        live = Live(Direction.INGRESS, identity, other, own_port, endpoint.policy, flow.key[2], flow.server_isn)
+        live = Live(
+            Direction.INGRESS, identity, other, own_port, endpoint.policy, flow.key[2], flow.server_isn,
+            tolerated=decision.reason is Reason.NOT_YET_IDENTIFIED,
+        )  # fmt: skip
         endpoint.live.put(flow.tuple5, live, now.mono_ns)
         if flow.syn_ack is not None and flow.syn_ack.source_port != own_port:
             # Behind a sidecar's REDIRECT the pod's packets leave from the proxy's port, as far as we can see.

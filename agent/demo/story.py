@@ -15,7 +15,7 @@ from agent.demo.resolver import PORT as DNS_PORT
 from agent.demo.tap import PORT
 from agent.flowlog import FlowRecord
 from agent.lab import LabPod
-from agent.standalone import NETWORK_NAMESPACE_ANNOTATION
+from policy.objects import NETWORK_NAMESPACE_ANNOTATION
 
 NAMESPACE: Final = "beer"
 TAP: Final = "tap"

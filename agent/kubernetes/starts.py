@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from policy.objects import Pod
+from trireme_py.errors import TriremeError
 from trireme_py.model import Address
 
 
@@ -30,6 +31,10 @@ class Sandbox:
     """Those that the other plugins of the chain gave it, packed; empty if they did not say."""
 
 
+class NotStarted(TriremeError):
+    """A pod is not under enforcement, and so must not start yet. The text is for an event of the kubelet."""
+
+
 class Locator(Protocol):
     """Finds the namespaces of pods. May be called from any thread."""
 
@@ -47,7 +52,7 @@ class PodStarts(Protocol):
         """Return once the pod is under enforcement: rules laid, identity issued, policy in force.
 
         The policy is that of the Pod object of ``sandbox.uid``; a watch that is behind the kubelet is waited for.
-        Raises TriremeError, with a text fit for an event of the kubelet, if that is not so in ``timeout_s`` seconds.
+        Raises NotStarted if that is not so in ``timeout_s`` seconds.
         The sandbox is then forgotten, as after :meth:`gone`.
         """
 

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 import yaml
 
-from agent.config import _SpecDocument, cautions, load
+from agent.config import CredentialPaths, _SpecDocument, cautions, load
 from agent.failmode import FailMode
+from agent.kubernetes.config import KubernetesConfig
 from trireme_py.errors import ConfigError
 
 HEAD = "apiVersion: trireme.io/v1alpha1\nkind: AgentConfig\nspec:\n"
@@ -53,6 +54,7 @@ def test_every_field_can_be_set(tmp_path: Path) -> None:
   rules: python-iptables
   failMode: open
   metrics: off
+  health: "[::1]:9644"
   flowLog: "-"
   runtimeDirectory: /run/other
   assertionLifetime: 15m
@@ -68,7 +70,7 @@ def test_every_field_can_be_set(tmp_path: Path) -> None:
     assert config.node_network_namespace == "router"
     assert (config.mark_mask, config.queue, config.rules) == (0xFF00, 9, "python-iptables")
     assert config.fail_mode is FailMode.OPEN
-    assert (config.metrics, config.flow_log) == (None, "-")
+    assert (config.metrics, config.health, config.flow_log) == (None, ("::1", 9644), "-")
     assert config.runtime_directory == Path("/run/other")
     assert (config.assertion_lifetime_s, config.audit) == (900, True)
 
@@ -94,10 +96,32 @@ def test_every_field_is_documented_with_its_default() -> None:
         for field in msgspec.structs.fields(_SpecDocument)
     }
     assert documented.keys() == defaults.keys()
-    in_words = {"podRanges", "identityScope", "nodeNetworkNamespace", "flowLog"}
+    in_words = {"podRanges", "identityScope", "nodeNetworkNamespace", "flowLog", "kubernetes"}
     for name in defaults.keys() - in_words:
         shown = yaml.safe_load(documented[name])
         assert shown == defaults[name], name
+
+
+def test_in_a_cluster_the_node_s_name_comes_from_the_field_or_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NODE_NAME", "node-1")
+    (tmp_path / "agent.yaml").write_text(GOOD + "  kubernetes: {}\n")
+    assert load(tmp_path).kubernetes == KubernetesConfig("node-1", None)
+    (tmp_path / "agent.yaml").write_text(GOOD + "  kubernetes: {node: node-2, kubeconfig: kube.yaml}\n")
+    assert load(tmp_path).kubernetes == KubernetesConfig("node-2", tmp_path / "kube.yaml")
+    assert refused(tmp_path, GOOD + "  kubernetes: {nod: x, node: Node_3}\n") == [
+        "DIR/agent.yaml:7: spec.kubernetes.nod: unknown field; did you mean node?",
+        "DIR/agent.yaml:7: spec.kubernetes.node: 'Node_3' is not the name of a Node object; see: kubectl get nodes",
+    ]
+
+
+def test_in_a_cluster_a_node_needs_the_authority_and_nothing_else(tmp_path: Path) -> None:
+    text = HEAD + "  trustDomain: example.org\n  mode: pki\n  kubernetes: {}\n"
+    (tmp_path / "agent.yaml").write_text(text + "  credentials: {authority: ca.crt}\n")
+    assert load(tmp_path).credentials == CredentialPaths(authority=tmp_path / "ca.crt")
+    (problem,) = refused(tmp_path, text + "  credentials: {authority: ca.crt, key: node.key}\n")
+    assert "spec.credentials.key: mode pki does not use it in a cluster; remove it" in problem
 
 
 def test_everything_wrong_is_said_at_once_with_file_line_and_field(tmp_path: Path) -> None:
@@ -133,6 +157,7 @@ def test_everything_wrong_is_said_at_once_with_file_line_and_field(tmp_path: Pat
         ("flowLog: true", "absolute path"),
         ("metrics: 127.0.0.1:70000", "ADDRESS:PORT"),
         ("metrics: true", "ADDRESS:PORT"),
+        ("health: 127.0.0.1", "ADDRESS:PORT"),
         ("assertionLifetime: 30s", "from 1m to 24h"),
         ("assertionLifetime: 3600", "must be text, in quotes"),
         ("runtimeDirectory: run", "absolute path"),

@@ -5,17 +5,21 @@ from __future__ import annotations
 import base64
 import os
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from agent.credentials import load_pki, load_psk
+from agent.credentials import PresharedKey, load_pki, load_psk
 from agent.enroll import create_authority, create_psk, create_request, read_request, sign_request
 from tests.harness.assertions import PSK, SALT, claims
 from trireme_py.assertion import Claims
-from trireme_py.errors import CredentialError
+from trireme_py.errors import CredentialError, InvalidToken
 
+ROOT = Path(__file__).parents[2]
 TRUST_DOMAIN = "prod.example.org"
 NOW = datetime(2027, 1, 15, 8, 0, tzinfo=UTC)
 NOW_S = NOW.timestamp()
@@ -64,10 +68,39 @@ def test_a_pre_shared_key_is_loaded(tmp_path: Path, text: bytes) -> None:
 
 def test_base64_and_hexadecimal_of_one_key_are_one_key(tmp_path: Path) -> None:
     salts = {
-        load_psk(secret(tmp_path / name, text), TRUST_DOMAIN).pair_salt
+        load_psk(secret(tmp_path / name, text), TRUST_DOMAIN).issue(some_claims(), SALT)
         for name, text in {"a": base64.b64encode(PSK), "b": PSK.hex().encode()}.items()
     }
     assert len(salts) == 1
+
+
+OTHER = bytes(reversed(PSK))
+
+
+@pytest.mark.parametrize("between", [b"\n\n", b"\r\n\r\n", b"\n \t\n\n"])
+def test_two_keys_while_the_key_is_changed(tmp_path: Path, between: bytes) -> None:
+    both = secret(tmp_path / "psk.key", base64.b64encode(PSK) + between + OTHER.hex().encode() + b"\n")
+    assertions = {
+        psk: load_psk(secret(tmp_path / "one", psk.hex().encode()), TRUST_DOMAIN).issue(some_claims(), SALT)
+        for psk in (PSK, OTHER)
+    }
+    authenticator = load_psk(both, TRUST_DOMAIN)
+    assert authenticator.issue(some_claims(), SALT) == assertions[PSK]
+    for assertion in assertions.values():
+        authenticator.verify_untrusted(assertion, NOW_S)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"\n\n".join([base64.b64encode(PSK)] * 3), "holds 3 keys, and 2 are in use at most"),
+        (base64.b64encode(PSK) + b"\n\nshort", "neither base64 nor hexadecimal"),
+        (base64.b64encode(PSK) + b"\n\n" + base64.b64encode(PSK[:31]), "31 bytes where 32 are needed"),
+    ],
+)
+def test_a_second_key_that_is_none(tmp_path: Path, text: bytes, message: str) -> None:
+    path = secret(tmp_path / "psk.key", text)
+    assert message in error(path, "psk", path, TRUST_DOMAIN)
 
 
 def test_what_key_new_writes_is_loaded(tmp_path: Path) -> None:
@@ -139,6 +172,126 @@ def test_a_link_to_a_secret_is_judged_by_the_secret(tmp_path: Path) -> None:
     (tmp_path / "..data").chmod(0o644)
     with pytest.raises(CredentialError, match="mode 0644"):
         load_psk(tmp_path / "psk.key", TRUST_DOMAIN)
+
+
+class Volume:
+    """A Secret as the kubelet mounts it: a link to a link into a folder that is swapped as a whole."""
+
+    def __init__(self, folder: Path, mode: int = 0o400) -> None:
+        self.folder, self.mode = folder, mode
+        folder.mkdir()
+        (folder / "psk.key").symlink_to("..data/psk.key")
+
+    def write(self, text: bytes) -> Path:
+        """Swap in ``text``; return the file's path, always the same."""
+        version = self.folder / f"..{len(list(self.folder.iterdir()))}"
+        version.mkdir()
+        secret(version / "psk.key", text).chmod(self.mode)
+        fresh = self.folder / "..data_tmp"
+        fresh.symlink_to(version.name)
+        fresh.replace(self.folder / "..data")
+        return self.folder / "psk.key"
+
+
+def test_a_mounted_secret_is_loaded(tmp_path: Path) -> None:
+    load_psk(Volume(tmp_path / "volume").write(base64.b64encode(PSK)), TRUST_DOMAIN)
+
+
+def test_a_mounted_secret_that_is_open_says_where_that_is_set(tmp_path: Path) -> None:
+    with pytest.raises(CredentialError, match="mode 0644 lets others at a secret; set defaultMode: 0400 on the volume"):
+        load_psk(Volume(tmp_path / "volume", 0o644).write(base64.b64encode(PSK)), TRUST_DOMAIN)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away, and become somebody else")
+@pytest.mark.parametrize(
+    ("mode", "owner", "group", "loaded"),
+    [
+        (0o440, 0, 4242, True),  # as with fsGroup
+        (0o440, 0, 4343, False),
+        (0o440, 4343, 4242, False),
+        (0o460, 0, 4242, False),
+        (0o444, 0, 4242, False),
+    ],
+)
+def test_a_secret_for_the_group_of_who_is_not_root(
+    tmp_path: Path, mode: int, owner: int, group: int, loaded: bool
+) -> None:
+    path = secret(tmp_path / "psk.key", base64.b64encode(PSK))
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    try:
+        os.chown(path, owner, group)
+    except OSError:
+        pytest.skip("a user namespace with one user cannot give files away")
+    path.chmod(mode)
+    script = (
+        f"from pathlib import Path; from agent.secretfile import read_secret; read_secret(Path({str(path)!r}), '-')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        user=4242,
+        group=4242,
+        extra_groups=[],
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode == 0) is loaded, done.stderr
+    assert loaded or re.search(rb"CredentialError: .*(lets others at a secret|cannot be read|belongs to)", done.stderr)
+
+
+def test_root_is_let_in_by_no_group(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("about root")
+    path = secret(tmp_path / "psk.key", base64.b64encode(PSK))
+    path.chmod(0o440)
+    with pytest.raises(CredentialError, match="mode 0440"):
+        load_psk(path, TRUST_DOMAIN)
+
+
+# -- A key that is replaced while it is in use ------------------------------------------------------------------------
+
+
+def test_a_mounted_key_is_changed_without_a_refusal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two nodes, of which each is a step ahead of the other in turn."""
+    old, new = base64.b64encode(PSK), base64.b64encode(OTHER)
+    volumes = [Volume(tmp_path / name) for name in ("one", "two")]
+    keys = [PresharedKey(volume.write(old), TRUST_DOMAIN) for volume in volumes]
+    told: list[int] = []
+    for number, key in enumerate(keys):
+        key.on_replaced = partial(told.append, number)
+
+    def believe_each_other() -> None:
+        for issuer, verifier in (keys, keys[::-1]):
+            assertion = issuer.authenticator.issue(some_claims(), SALT)
+            verifier.authenticator.verify_untrusted(assertion, NOW_S)
+            assert verifier.authenticator.pair_salt(assertion) == issuer.authenticator.pair_salt(assertion)
+
+    for text in (old + b"\n\n" + new, new + b"\n\n" + old, new):
+        for volume, key in zip(volumes, keys, strict=True):
+            volume.write(text)
+            key.step()
+            key.step()
+            believe_each_other()
+    assert told == [0, 1] * 3
+    with pytest.raises(InvalidToken):
+        keys[0].authenticator.verify_untrusted(
+            load_psk(secret(tmp_path / "old", old), TRUST_DOMAIN).issue(some_claims(), SALT), NOW_S
+        )
+
+
+def test_a_changed_key_that_cannot_be_used_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    volume = Volume(tmp_path / "volume")
+    key = PresharedKey(volume.write(base64.b64encode(PSK)), TRUST_DOMAIN)
+    key.on_replaced = lambda: pytest.fail("nothing was replaced")
+    assertion = key.authenticator.issue(some_claims(), SALT)
+    volume.write(b"short")
+    for _ in range(3):
+        key.step()
+    assert key.authenticator.issue(some_claims(), SALT) == assertion
+    (record,) = caplog.records  # said once, though looked at three times
+    assert "neither base64 nor hexadecimal" in str(record.__dict__)
+    assert "short" not in str(record.__dict__)
 
 
 # -- Node key and certificate -----------------------------------------------------------------------------------------

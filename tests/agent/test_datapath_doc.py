@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from ipaddress import ip_address, ip_network
 from itertools import product
 from operator import attrgetter
 from pathlib import Path
@@ -11,11 +12,17 @@ from pathlib import Path
 import pytest
 
 from agent.marks import FIRST_EPOCH, Marks
-from agent.ruleset import JUMPS, Family, PodRules, wanted
+from agent.noderules import HostRules
+from agent.ruleset import Family, OwnNode, PodRules, RuleSet
 from trireme_py.model import Verdict
 
 TEXT = (Path(__file__).parent.parent.parent / "docs" / "datapath.md").read_text(encoding="utf-8")
-RULES = PodRules(Marks(), FIRST_EPOCH)
+PODS = (ip_network("10.244.0.0/16"), ip_network("fd10:244::/32"))
+NODE = OwnNode((ip_address("10.244.1.1").packed, ip_address("fd10:244:1::1").packed), PODS)
+LAID: dict[str, RuleSet] = {
+    "The rules": PodRules(Marks(), FIRST_EPOCH, node=NODE),
+    "The node as an endpoint": HostRules(PODS),
+}
 
 
 def tables(title: str) -> list[list[list[str]]]:
@@ -33,16 +40,19 @@ def spelled_out(rule: str) -> list[str]:
     return ["".join(choice) for choice in product(*choices)]
 
 
-def test_the_jumps_are_those_that_are_written() -> None:
-    documented = {(table, chain): rule.strip("`") for table, chain, rule, _ in tables("The rules")[0]}
-    written = {(table, chain): " ".join(rule) for table, chains in JUMPS.items() for chain, rule in chains.items()}
+@pytest.mark.parametrize("section", LAID)
+def test_the_jumps_are_those_that_are_written(section: str) -> None:
+    documented = {(table, chain): rule.strip("`") for table, chain, rule, _ in tables(section)[0]}
+    jumps = LAID[section].jumps
+    written = {(table, chain): " ".join(rule) for table, chains in jumps.items() for chain, rule in chains.items()}
     assert documented == written
 
 
 @pytest.mark.parametrize("family", Family)
-def test_the_rules_are_those_that_are_written(family: Family) -> None:
+@pytest.mark.parametrize("section", LAID)
+def test_the_rules_are_those_that_are_written(section: str, family: Family) -> None:
     documented: dict[str, list[str]] = {}
-    for chains, rule, _ in tables("The rules")[1]:
+    for chains, rule, _ in tables(section)[1]:
         names, _, only = chains.partition(" (")
         if only and only != f"{'IPv6' if family is Family.IPV6 else 'IPv4'})":
             continue
@@ -50,7 +60,7 @@ def test_the_rules_are_those_that_are_written(family: Family) -> None:
             documented.setdefault(chain, []).extend(spelled_out(rule.strip("`")))
     written = {
         chain: [" ".join(rule) for rule in rules]
-        for chains_of_table in wanted(RULES, family).values()
+        for chains_of_table in LAID[section].chains(family).values()
         for chain, rules in chains_of_table.items()
     }
     assert documented == written

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.enroll import create_psk
 from agent.lab import LabPod
-from agent.standalone import NETWORK_NAMESPACE_ANNOTATION
+from policy.objects import NETWORK_NAMESPACE_ANNOTATION
 
 PATIENCE_S = 30.0
 """A bound for what happens in a fraction of a second on an idle machine."""

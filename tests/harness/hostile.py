@@ -71,9 +71,11 @@ def inject(namespace: LabNamespace, data: bytes) -> None:
 
 
 class Capture:
-    """Every TCP packet that passes a namespace's ``eth0``, in both directions, as it is on the wire."""
+    """Every TCP packet, or every UDP one, that passes a namespace's ``eth0``, either way, as it is on the wire."""
 
-    def __init__(self, namespace: LabNamespace, interface: str = "eth0") -> None:
+    def __init__(self, namespace: LabNamespace, interface: str = "eth0", *, protocol: Protocol = Protocol.TCP) -> None:
+        self._protocol = protocol
+
         def listen() -> socket.socket:
             sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
             sniffer.bind((interface, _ETH_P_ALL))
@@ -101,11 +103,16 @@ class Capture:
                 break
             with contextlib.suppress(BadPacket):
                 packet = parse_packet_untrusted(self._socket.recv(65536))
-                if packet.protocol == Protocol.TCP:
+                if packet.protocol == self._protocol:
                     self.packets.append(packet)
                     if wanted(packet):
                         return packet
         raise TimeoutError("no such packet was seen")
+
+    def collect(self) -> None:
+        """Take in what has passed so far."""
+        with contextlib.suppress(TimeoutError):
+            self.wait_for(lambda _: False, timeout=0.1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ class Rules:
     egress: tuple[str | Address, ...] | None = None
     port: int | None = None
     """If given, the only destination port that rules allow."""
+    installing: bool = False
 
     def _side(self, direction: Direction) -> tuple[str | Address, ...] | None:
         return self.ingress if direction is Direction.INGRESS else self.egress
@@ -92,6 +93,10 @@ class Rules:
                 if isinstance(rule, str) and identity is not None and identity.labels.has_value("app", rule):
                     return Decision(True, Reason.POLICY, "Rules", index)
         return Decision(False, Reason.UNIDENTIFIED if identity is None else Reason.NO_MATCH)
+
+    def could_allow(self, direction: Direction, address: Address, protocol: int, port: int | None) -> bool:
+        side = self._side(direction)
+        return side is None or (self.port in (None, port) and any(isinstance(rule, str) for rule in side))
 
 
 OPEN = Rules()

@@ -23,6 +23,7 @@ class StandInPolicy:
     """Peers that are let in or out whoever they are, as ipBlock does."""
     ports: frozenset[int] | None = None
     """Destination ports that are allowed; None for all."""
+    installing: bool = False
 
     def isolated(self, direction: Direction) -> bool:
         return self._names(direction) is not None
@@ -45,6 +46,10 @@ class StandInPolicy:
         if identity.name in names:
             return Decision(True, Reason.POLICY, "StandIn", 0, 0)
         return Decision(False, Reason.NO_MATCH, nearest=f"{identity.name} is not one of {sorted(names)}")
+
+    def could_allow(self, direction: Direction, address: Address, protocol: int, port: int | None) -> bool:
+        names = self._names(direction)
+        return names is None or (bool(names) and (self.ports is None or port is None or port in self.ports))
 
     def _names(self, direction: Direction) -> Names | None:
         return self.ingress if direction is Direction.INGRESS else self.egress

@@ -22,6 +22,8 @@ class Echo:
     namespace: LabNamespace
     port: int
     answers: Callable[[bytes], bytes | None] = lambda data: b"re:" + data
+    ipv4: str = ""
+    """The address it is bound to, and answers from; the IPv6 one is always the namespace's choice."""
     received: list[bytes] = field(default_factory=list)
     peers: list[tuple[str, int]] = field(default_factory=list)
     _sockets: list[socket.socket] = field(default_factory=list)
@@ -33,7 +35,7 @@ class Echo:
             if family == socket.AF_INET6:
                 listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-            listening.bind(("", self.port))
+            listening.bind((self.ipv4 if family == socket.AF_INET else "", self.port))
             self._sockets.append(listening)
             self._threads.append(threading.Thread(target=self._serve, args=(listening,), daemon=True))
         for thread in self._threads:

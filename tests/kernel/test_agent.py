@@ -10,6 +10,7 @@ One agent holds both pods, so each connection is judged at both of its ends.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import socket
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.enroll import create_psk
 from agent.lab import Lab, LabPod
 from agent.rules_restore import RestoreBackend, Variant
 from tests.harness.agent_process import PATIENCE_S, AgentProcess, Configuration, trireme
@@ -130,6 +132,34 @@ def test_promtool_finds_nothing_in_a_real_scrape(configuration: Configuration) -
     with AgentProcess(configuration) as agent:
         text = agent.scrape_text()
     assert complaints(text) == ""
+
+
+@pytest.mark.slow(reason="the agent looks at the file every 10 s, as often as three times here")
+def test_the_pre_shared_key_is_changed_under_a_connection(
+    network: Network, application: Server, configuration: Configuration, tmp_path: Path
+) -> None:
+    key, new = tmp_path / "psk.key", tmp_path / "new.key"
+    create_psk(new, os.urandom)
+    old = key.read_text()
+    configuration.policy("client")
+    with AgentProcess(configuration) as agent, open_socket(network.client, network.server.ipv4) as connection:
+        connection.settimeout(PATIENCE_S)
+        connection.connect((str(network.server.ipv4), PORT))
+        assert answered(connection, b"one")
+        for step in (f"{old}\n{new.read_text()}", f"{new.read_text()}\n{old}", new.read_text()):
+            since = len(agent.lines)
+            fresh = tmp_path / "psk.key.new"
+            fresh.write_text(step)
+            fresh.chmod(0o600)
+            fresh.replace(key)
+            for pod in ("client", "server"):
+                agent.wait_for("identity issued", f"pod=shop/{pod}", since=since)
+            assert ask(network.client, network.server.ipv4, PORT) == b"hello"
+            assert answered(connection, b"more")
+        samples = agent.scrape()
+    assert samples["trireme_flows_total{direction=ingress,reason=policy,verdict=allow}"] == 4
+    assert not [name for name in samples if name.startswith("trireme_flows_total") and "verdict=deny" in name]
+    assert not any(text.split()[0] in line for text in (old, new.read_text()) for line in agent.lines)
 
 
 def test_a_live_connection_is_cut_when_policy_no_longer_allows_it(

@@ -84,9 +84,13 @@ def test_a_policy_is_swapped_with_its_epoch(network: Network, node: Node, backen
     held = Held(node, network.server, OPEN, backend)
     assert ask(network.client, network.server.ipv4, PORT) == b"hello"
     held.enforcement.set_policy(1, CLOSED, 2)
+    assert held.enforcement.epoch_in_force(network.server.path) == 1
+    assert refused(network.client, network.server.ipv4, PORT), "what is new is judged by it already"
+    held.enforcement.lay_epoch(1)
     assert held.enforcement.epoch_in_force(network.server.path) == 2
     assert refused(network.client, network.server.ipv6, PORT)
     held.enforcement.set_policy(1, OPEN, 3)
+    held.enforcement.lay_epoch(1)
     assert ask(network.client, network.server.ipv6, PORT) == b"hello"
     assert 3 in held.enforcement.epochs_in_use(network.server.path)
     held.enforcement.detach(1)

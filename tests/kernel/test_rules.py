@@ -10,16 +10,19 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
 from agent import netns
 from agent.marks import Marks
+from agent.noderules import HostRules
 from agent.rules import RuleBackend
 from agent.rules_iptc import IptcBackend
 from agent.rules_restore import RestoreBackend, Variant, probe
-from agent.ruleset import Family, PodRules
+from agent.ruleset import Family, OwnNode, PodRules
 from trireme_py.errors import KernelError
 
 pytestmark = pytest.mark.kernel
@@ -29,7 +32,13 @@ BACKENDS: dict[str, tuple[RuleBackend, str]] = {
     "legacy": (RestoreBackend(Variant.LEGACY), "legacy"),
     "python-iptables": (IptcBackend(), "legacy"),
 }
-RULES = PodRules(Marks(), epoch=5)
+NODE = OwnNode(
+    (ip_address("10.77.1.1").packed, ip_address("fd77:1::1").packed),
+    (ip_network("10.77.0.0/16"), ip_network("fd77::/16")),
+)
+NODE_OF = {Family.IPV4: ("10.77.1.1/32", "10.77.0.0/16"), Family.IPV6: ("fd77:1::1/128", "fd77::/16")}
+RULES = PodRules(Marks(), epoch=5, node=NODE)
+HOST_RULES = HostRules(NODE.pods)
 FOREIGN = (
     "-t mangle -A PREROUTING -p udp -m comment --comment {quoted} -j ACCEPT",
     "-t mangle -A FORWARD -j MARK --set-xmark 0x1/0x1",
@@ -119,7 +128,7 @@ def test_foreign_rules_stay_as_they_are(namespace: Path, backend: RuleBackend, v
     add_foreign(namespace, variant)
     before = saved(namespace, variant)
     backend.apply(namespace, RULES)
-    backend.set_epoch(namespace, PodRules(RULES.marks, 6))
+    backend.set_epoch(namespace, replace(RULES, epoch=6))
     assert set(before.splitlines()) <= set(saved(namespace, variant).splitlines())
     backend.remove(namespace)
     assert saved(namespace, variant) == before
@@ -158,7 +167,7 @@ def test_the_epoch_changes_alone_and_is_read_back(namespace: Path, backend: Rule
     backend.apply(namespace, RULES)
     assert backend.read_state(namespace, RULES.marks) == 5
     before = saved(namespace, variant).splitlines()
-    backend.set_epoch(namespace, PodRules(RULES.marks, 63))
+    backend.set_epoch(namespace, replace(RULES, epoch=63))
     after = saved(namespace, variant).splitlines()
     changed = {line for line in [*before, *after] if before.count(line) != after.count(line)}
     assert changed == {
@@ -167,7 +176,7 @@ def test_the_epoch_changes_alone_and_is_read_back(namespace: Path, backend: Rule
     }
     assert backend.read_state(namespace, RULES.marks) == 63
     assert backend.read_state(namespace, Marks(0xFF)) is None
-    assert backend.apply(namespace, PodRules(RULES.marks, 63)) is False
+    assert backend.apply(namespace, replace(RULES, epoch=63)) is False
 
 
 def test_an_agent_that_died_between_the_families_goes_on_with_the_later_epoch(
@@ -274,17 +283,42 @@ def test_an_independent_reader_finds_the_same_rules(namespace: Path, writer: str
             }
             for kind, limit in [*((kind, 255) for kind in range(133, 138)), *((k, 1) for k in (130, 131, 132, 143))]
         ]
+        hop_limit = "ttl" if family is Family.IPV4 else "hl"
+        address, pods = (str(one) for one in (*NODE_OF[family],))
+        mark_node = {"target": {"MARK": {"set-xmark": "0xc00000/0xff0000"}}}
+        of_node = {"connmark": [{"mark": "0xc00000/0xff0000"}]}
+        from_node = {"dst": pods, hop_limit: [{f"{hop_limit}-eq": "255"}], "target": "TRM-NODE"}
+        flags = "FIN,SYN,RST,ACK"
+        first = {"protocol": "tcp", "tcp": [{"tcp-flags": [flags, "SYN"]}]}
+        answer = {"protocol": "tcp", "tcp": [{"tcp-flags": [flags, "SYN,ACK"]}], **of_node, "target": "RETURN"}
+        stranger = {
+            **first,
+            "mark": [{"mark": ["!", "0x0/0xff0000"]}],
+            **of_node,
+            "target": {"CONNMARK": {"set-xmark": "0x0/0xff0000"}},
+        }
         (surplus,) = [rule for rule in map(simplified, mangle["TRM-IN"]) if "bpf" in rule]
         assert surplus == {"protocol": "udp", "bpf": surplus["bpf"], **queue}
         untracked = {"protocol": "udp", "bpf": surplus["bpf"], "target": {"CT": {"notrack": ""}}}
-        judge = [syn, surplus, *(on_link if family is Family.IPV6 else []), {"target": "TRM-EPOCH"}]
+        judge = [syn, surplus, *(on_link if family is Family.IPV6 else [])]
+        epoch = {"target": "TRM-EPOCH"}
         expected = {
             "TRM-RAW": [clear],
             "TRM-RAW-OUT": [clear, untracked],
             "TRM-DONE": [clear],
             "TRM-EPOCH": [{"connmark": [{"mark": "0x850000/0xff0000"}], "target": "RETURN"}, queue],
-            "TRM-IN": [*answered, passed, *judge],
-            "TRM-OUT": [*answered, unmark, passed, *judge],
+            "TRM-NODE": [{"src": address, "target": {"goto": "TRM-NODE-OWN"}}],
+            "TRM-NODE-OWN": [
+                {"protocol": "tcp", "tcp": [{"tcp-flags": ["SYN", "SYN"]}], **mark_node},
+                {"conntrack": [{"ctstate": "NEW"}], **mark_node},
+                {**of_node, **mark_node},
+            ],
+            "TRM-IN": [
+                *(from_node, *answered, unmark, stranger, passed, *judge),
+                {"protocol": "tcp", **of_node, "target": "RETURN"},
+                epoch,
+            ],
+            "TRM-OUT": [*answered, unmark, passed, answer, *judge, {**of_node, "target": "RETURN"}, epoch],
         }
         actual = {chain: rules for table in (raw, mangle) for chain, rules in table.items() if chain.startswith("TRM")}
         assert {chain: [simplified(rule) for rule in rules] for chain, rules in actual.items()} == expected
@@ -301,6 +335,43 @@ def simplified(rule: dict[str, object]) -> dict[str, object]:
     }
 
 
+def test_the_node_s_rules_are_laid_beside_others_and_go_without_a_trace(
+    namespace: Path, backend: RuleBackend, variant: str
+) -> None:
+    touch_tables(namespace, variant)
+    for family in Family:
+        run(namespace, f"{family.value}-{variant} -t mangle -A POSTROUTING -p udp -j ACCEPT")
+    before = saved(namespace, variant)
+    assert backend.apply(namespace, HOST_RULES) is True
+    assert set(before.splitlines()) <= set(saved(namespace, variant).splitlines())
+    for family in Family:
+        # Somebody else may go first; a fight about the place would never end.
+        run(namespace, f"{family.value}-{variant} -t mangle -I POSTROUTING 1 -p tcp -j ACCEPT")
+    assert backend.apply(namespace, HOST_RULES) is False
+    for damage in ("-t mangle -F TRM-HOST-POD", "-t mangle -D POSTROUTING ! -o lo -j TRM-HOST"):
+        for family in Family:
+            run(namespace, f"{family.value}-{variant} {damage}")
+        assert backend.apply(namespace, HOST_RULES) is True
+    for family in Family:
+        run(namespace, f"{family.value}-{variant} -t mangle -D POSTROUTING -p tcp -j ACCEPT")
+    backend.remove(namespace)
+    assert saved(namespace, variant) == before
+
+
+@pytest.mark.parametrize("node", [OwnNode(), OwnNode(NODE.addresses[:1], NODE.pods), OwnNode((), NODE.pods)])
+def test_another_node_address_replaces_the_rules(
+    namespace: Path, backend: RuleBackend, variant: str, node: OwnNode
+) -> None:
+    backend.apply(namespace, RULES)
+    assert backend.apply(namespace, replace(RULES, node=node)) is True
+    text = saved(namespace, variant)
+    for family in Family:
+        address, _ = NODE_OF[family]
+        assert (f"-s {address} " in text) == any(len(one) * 8 == int(address.split("/")[1]) for one in node.addresses)
+    assert backend.apply(namespace, replace(RULES, node=node)) is False
+    assert backend.read_state(namespace, RULES.marks) == RULES.epoch
+
+
 def test_each_back_end_takes_over_from_the_other(namespace: Path) -> None:
     """iptables finds a rule to delete by comparing the kernel's structures, interface masks included.
 
@@ -312,7 +383,7 @@ def test_each_back_end_takes_over_from_the_other(namespace: Path) -> None:
     for one, other in ((restore, library), (library, restore)):
         one.apply(namespace, RULES)
         assert other.apply(namespace, RULES) is False
-        assert other.apply(namespace, PodRules(RULES.marks, 6, queue=8)) is True
+        assert other.apply(namespace, replace(RULES, epoch=6, queue=8)) is True
         assert one.read_state(namespace, RULES.marks) == 6
         one.remove(namespace)
         assert saved(namespace, "legacy") == before

@@ -1,7 +1,8 @@
-"""The TCP rows of the conformance tables on a real kernel: a case for every tag, a node for each namespace.
+"""The TCP and UDP rows of the conformance tables on a real kernel: a case for every tag, a node for each namespace.
 
-Each step of a case is an update to what runs. A row is allowed exactly if its connection carries data there and back.
-Slow (a minute) because a refusal can only be waited for.
+Each step of a case is an update to what runs. A row is allowed exactly if its connection, or its datagram, is answered.
+Slow (two minutes) because a refusal can only be waited for. SCTP's rows are the engine's alone: this kernel has no SCTP
+sockets, and no identity travels on it (docs/udp.md).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from policy.objects import Pod
 from policy.view import Settings
 from tests.harness.node import Node
 from tests.harness.traffic import PATIENCE_S, Server
+from tests.harness.udp_traffic import Echo
 from tests.policy.test_conformance_tables import objects_of
 from tests.policy.test_tables_on_the_data_path import PODS, cover
 from trireme_py.assertion import Claims, identity_id
@@ -70,6 +72,8 @@ class Cluster:
 
         pod.run(in_pod)
         self.lab.router.run(in_router)
+        for port in (80, 81):
+            self.servers.enter_context(Echo(pod, port, answers=lambda data: data, ipv4=address))
         return pod
 
 
@@ -90,8 +94,19 @@ def identity_of(node: Node, pod: Pod) -> LocalIdentity:
     return LocalIdentity(identity_id(assertion), assertion, key, now + 3600)
 
 
-@pytest.mark.parametrize("case", cover(), ids=lambda case: f"{case['Index']} {case['Description']}"[:60])
-def test_tcp_rows(case: dict[str, Any], cluster: Cluster) -> None:
+def rows_of(step: dict[str, Any], protocol: str) -> list[dict[str, Any]]:
+    return [row for row in step["Expected"] if row["Protocol"] == protocol and row["From"] != row["To"]]
+
+
+ROWS = [(case, protocol) for case in cover() for protocol in ("TCP", "UDP") if rows_of(case["Steps"][0], protocol)]
+
+
+@pytest.mark.parametrize(
+    ("case", "protocol"),
+    ROWS,
+    ids=lambda one: one if isinstance(one, str) else f"{one['Index']} {one['Description']}"[:60],
+)
+def test_rows(case: dict[str, Any], protocol: str, cluster: Cluster) -> None:
     engine = PolicyEngine(Settings())
     with ExitStack() as running:
         nodes: dict[str, Node] = {}
@@ -109,9 +124,8 @@ def test_tcp_rows(case: dict[str, Any], cluster: Cluster) -> None:
                     node.set_policy(name, view)
                 else:
                     node.hold(pod, name, view, identity=identity_of(node, item))
-            rows = [row for row in step["Expected"] if row["Protocol"] == "TCP" and row["From"] != row["To"]]
+            rows = rows_of(step, protocol)
             allowed = {key_of(row) for row in rows if row["Combined"] == "allowed"}
-            assert rows
             assert connect_all(cluster, rows, allowed) == allowed
 
 
@@ -122,15 +136,16 @@ def key_of(row: dict[str, Any]) -> tuple[str, str, int]:
 def connect_all(
     cluster: Cluster, rows: list[dict[str, Any]], expected: set[tuple[str, str, int]]
 ) -> set[tuple[str, str, int]]:
-    """Open every row's connection at once and say hello; returns those that answered."""
+    """Open every row's connection, or socket, at once and say hello; returns those that were answered."""
     answered: set[tuple[str, str, int]] = set()
     deadline: float | None = None
     patience = time.monotonic() + PATIENCE_S
     with selectors.DefaultSelector() as selector, ExitStack() as closing:
         for row in rows:
             source, target = cluster.pods[row["From"]], cluster.addresses[row["To"]]
+            kind = socket.SOCK_STREAM if row["Protocol"] == "TCP" else socket.SOCK_DGRAM
             client: socket.socket = source.run(
-                lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+                lambda kind=kind: socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)  # type: ignore[misc]
             )
             closing.callback(client.close)
             client.bind((cluster.addresses[row["From"]], 0))

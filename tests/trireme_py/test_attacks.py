@@ -273,7 +273,8 @@ def test_another_pod_s_honest_answer_is_judged_as_that_pod_s() -> None:
         assert shop.client.identity is not None
         key = mallory.identity.key.pair_key(
             shop.client.identity.key.public, shop.client.identity.id, mallory.identity.id,
-            mallory.authenticator.trust_domain, mallory.authenticator.pair_salt,
+            mallory.authenticator.trust_domain,
+            mallory.authenticator.pair_salt(shop.client.identity.assertion),
         )  # fmt: skip
         return encode_answer(syn, mallory.identity, key)
 

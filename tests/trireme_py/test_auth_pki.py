@@ -67,7 +67,7 @@ def test_another_node_s_assertion_is_verified() -> None:
     assert verified.identity.spiffe_id == "spiffe://cluster.local/ns/shop/sa/frontend"
     assert verified.identity.labels.describe() == CLAIMS.labels.describe()
     assert verified.issuer == "node"
-    assert pki_authenticator().pair_salt == b""
+    assert pki_authenticator().pair_salt(assertion) == b""
     assert pki_authenticator().mode == "pki"
 
 

@@ -55,15 +55,68 @@ def test_what_was_issued_is_verified_by_another_holder_of_the_key() -> None:
 
 
 def test_the_pair_salt_is_secret_and_the_trust_domain_s_own() -> None:
+    def salt(authenticator: PskAuthenticator) -> bytes:
+        assertion = authenticator.issue(claims(trust_domain=authenticator.trust_domain), SALT)
+        assert authenticator.pair_salt(assertion) not in assertion
+        return authenticator.pair_salt(assertion)
+
     salts = {
-        psk_authenticator().pair_salt,
-        psk_authenticator(psk=PSK[::-1]).pair_salt,
-        psk_authenticator(trust_domain="other.example").pair_salt,
+        salt(psk_authenticator()),
+        salt(psk_authenticator(psk=PSK[::-1])),
+        salt(psk_authenticator(trust_domain="other.example")),
     }
     assert len(salts) == 3
     assert {len(salt) for salt in salts} == {32}
-    assert psk_authenticator().pair_salt not in psk_authenticator().issue(CLAIMS, SALT)
-    assert psk_authenticator().pair_salt == psk_authenticator().pair_salt
+    assert salt(psk_authenticator()) in salts
+
+
+# -- While the key is changed -----------------------------------------------------------------------------------------
+
+NEW = PSK[::-1]
+CHANGE = [
+    PskAuthenticator(PSK, "cluster.local"),
+    PskAuthenticator(PSK, "cluster.local", NEW),
+    PskAuthenticator(NEW, "cluster.local", PSK),
+    PskAuthenticator(NEW, "cluster.local"),
+]
+"""The steps of a change; nodes are at one step or at the next."""
+
+
+@pytest.mark.parametrize("behind", [0, 1, 2])
+def test_nodes_at_two_steps_of_a_change_believe_each_other_and_find_one_salt(behind: int) -> None:
+    nodes = CHANGE[behind : behind + 2]
+    for node, peer in (nodes, nodes[::-1]):
+        assertion = node.issue(CLAIMS, SALT)
+        assert peer.verify_untrusted(assertion, NOW).identity.id == identity_id(assertion)
+        assert peer.pair_salt(assertion) == node.pair_salt(assertion)
+
+
+def test_the_first_key_signs() -> None:
+    assert CHANGE[1].issue(CLAIMS, SALT) == CHANGE[0].issue(CLAIMS, SALT)
+    assert CHANGE[2].issue(CLAIMS, SALT) == CHANGE[3].issue(CLAIMS, SALT)
+    assert CHANGE[1].issue(CLAIMS, SALT) != CHANGE[2].issue(CLAIMS, SALT)
+
+
+def test_a_key_that_went_is_believed_no_longer() -> None:
+    old = CHANGE[0].issue(CLAIMS, SALT)
+    assert refused(CHANGE[3], old) is DropReason.UNKNOWN_SIGNER
+    with pytest.raises(InvalidToken) as caught:
+        CHANGE[3].pair_salt(old)
+    assert caught.value.reason is DropReason.UNKNOWN_SIGNER
+
+
+def test_one_key_s_id_on_the_other_key_s_assertion() -> None:
+    """The id only chooses the key; it vouches for nothing."""
+    forged = bytearray(CHANGE[0].issue(CLAIMS, SALT))
+    old, new = (CHANGE[step]._header[cose.HEADER_KEY_ID] for step in (0, 3))
+    place = bytes(forged).index(old)
+    forged[place : place + len(old)] = new
+    assert refused(CHANGE[1], bytes(forged)) is DropReason.BAD_SIGNATURE
+
+
+def test_the_other_key_must_be_one_too() -> None:
+    with pytest.raises(CredentialError, match="has 31 bytes"):
+        PskAuthenticator(PSK, "cluster.local", PSK[:31])
 
 
 # -- Every reason -----------------------------------------------------------------------------------------------------
@@ -109,7 +162,7 @@ def test_claims_of_a_node_under_the_pre_shared_key() -> None:
     message = cose.decode_untrusted(authenticator.issue(CLAIMS, SALT), cose.Kind.MAC0, 1084)
     payload = cose.dumps(dict(cbor2.loads(message.payload)) | {1: "node"})
     key_id = {cose.HEADER_KEY_ID: message.header[cose.HEADER_KEY_ID]}
-    forged = cose.mac0(authenticator._key, key_id, payload, CONTEXT)
+    forged = cose.mac0(authenticator._signs.assertion_key, key_id, payload, CONTEXT)
     assert refused(authenticator, forged) is DropReason.MALFORMED_ASSERTION
 
 
@@ -127,7 +180,7 @@ def test_an_assertion_that_is_too_large() -> None:
     message = cose.decode_untrusted(authenticator.issue(CLAIMS, SALT), cose.Kind.MAC0, 1084)
     payload = cose.dumps(dict(cbor2.loads(message.payload)) | {99: bytes(1000)})
     key_id = {cose.HEADER_KEY_ID: message.header[cose.HEADER_KEY_ID]}
-    large = cose.mac0(authenticator._key, key_id, payload, CONTEXT)
+    large = cose.mac0(authenticator._signs.assertion_key, key_id, payload, CONTEXT)
     assert refused(authenticator, large) is DropReason.MALFORMED_ASSERTION
 
 
@@ -167,7 +220,9 @@ def test_25_000_mutated_claims_under_a_valid_proof_raise_nothing_else() -> None:
     taken = 0
     for payload in mutations(message.payload, 25_000, seed=2):
         try:
-            verified = authenticator.verify_untrusted(cose.mac0(authenticator._key, key_id, payload, CONTEXT), NOW)
+            verified = authenticator.verify_untrusted(
+                cose.mac0(authenticator._signs.assertion_key, key_id, payload, CONTEXT), NOW
+            )
         except InvalidToken:
             continue
         taken += 1
@@ -194,7 +249,7 @@ def test_the_key_is_never_shown() -> None:
     authenticator = psk_authenticator()
     for shown in (repr(authenticator), str(authenticator)):
         assert PSK.hex() not in shown
-        assert authenticator._key.hex() not in shown
+        assert authenticator._signs.assertion_key.hex() not in shown
     with pytest.raises(TypeError):
         pickle.dumps(authenticator)
     with pytest.raises(TypeError):

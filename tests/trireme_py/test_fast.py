@@ -343,6 +343,19 @@ def test_events_keep_their_order_and_their_decision(shop: Shop) -> None:
         assert [event.wall_s for event in pod.events] == sorted(event.wall_s for event in pod.events)
 
 
+def test_events_that_nobody_takes_are_counted(shop: Shop) -> None:
+    datapath = fast(shop.client)
+    datapath.listen(False)
+    before = datapath.unrecorded()
+    shop.assert_works()
+    assert datapath.unrecorded() - before == {(Direction.EGRESS, Reason.POLICY): 1}
+    datapath.listen(True)
+    shop.assert_works()
+    assert datapath.unrecorded() - before == {(Direction.EGRESS, Reason.POLICY): 1}
+    datapath.remove_endpoint(0)
+    assert datapath.unrecorded() - before == {(Direction.EGRESS, Reason.POLICY): 1}
+
+
 def test_a_flood_of_strangers_leaves_warm_peers_alone(shop: Shop) -> None:
     """Unknown identities fill no table of the engine, and turn nobody out of one."""
     shop.assert_works()

@@ -55,6 +55,21 @@ def test_known_peer_is_not_verified_again(known: Identities) -> None:
     assert (Counting.verified, known.hits, known.misses) == (1, 4, 1)
 
 
+def test_who_was_believed_is_verified_anew_when_keys_changed(known: Identities) -> None:
+    client, server = identities()
+    peer = known.resolve_untrusted(NOW, 0, client.id, client.assertion)
+    before = known.pair_key(server, peer, local_is_client=False)
+    known.authenticator = PskAuthenticator(assertions.PSK[::-1], assertions.TRUST_DOMAIN)
+    assert known.resolve_untrusted(NOW, 0, client.id, client.assertion) is peer
+    known.forget_peers()
+    assert refused(known, NOW, client.id, client.assertion) is DropReason.UNKNOWN_SIGNER
+    with pytest.raises(InvalidToken):
+        known.pair_key(server, peer, local_is_client=False)
+    known.authenticator = PskAuthenticator(assertions.PSK[::-1], assertions.TRUST_DOMAIN, assertions.PSK)
+    again = known.resolve_untrusted(NOW, 0, client.id, client.assertion)
+    assert known.pair_key(server, again, local_is_client=False) == before
+
+
 def test_id_of_another_assertion_is_malformed_and_costs_no_signature(known: Identities) -> None:
     """Also where the id is a known one: an id alone says nothing."""
     client, server = identities()

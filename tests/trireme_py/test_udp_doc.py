@@ -114,13 +114,6 @@ def test_the_prose_says_the_same_times() -> None:
     assert "two seconds before the ticket does" in TEXT
 
 
-def test_the_known_gaps_are_the_tests_that_are_expected_to_fail() -> None:
-    source = (Path(__file__).parent / "test_datagram_promises.py").read_text(encoding="utf-8")
-    expected = set(re.findall(r"^@not_yet\ndef test_(\w+)\(", source, re.MULTILINE))
-    documented = {name.strip("`") for name, _ in rows("Known gaps")} if "## Known gaps" in TEXT else set()
-    assert documented == expected
-
-
 def test_the_sizes_are_what_its_commands_print() -> None:
     failed, tried = doctest.testfile(str(PAGE), module_relative=False)
     assert (failed, tried > 0) == (0, True)

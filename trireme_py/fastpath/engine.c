@@ -168,14 +168,16 @@ void tr_remember_live(struct tr_turn *turn, const struct tr_tuple *tuple, const 
 void tr_announce(struct tr_turn *turn, const struct tr_live *live, uint32_t decision, uint8_t reason)
 {
     struct tr_endpoint *endpoint = turn->endpoint;
-    struct tr_event *event;
+    struct tr_event *event, oldest;
 
     endpoint->counters.accepted[live->direction][reason]++;
-    if (!endpoint->listening)
+    if (!endpoint->listening) {
+        endpoint->counters.unrecorded[live->direction][reason]++;
         return;
-    if (endpoint->events_waiting == TR_EVENTS) {
-        endpoint->counters.events_lost++;
-        return;
+    }
+    if (endpoint->events_waiting == TR_EVENTS && tr_take_event(endpoint, &oldest)) {
+        endpoint->counters.unrecorded[oldest.direction][oldest.reason]++;
+        tr_token_release(oldest.peer);
     }
     event = &endpoint->events[(endpoint->first_event + endpoint->events_waiting++) % TR_EVENTS];
     *event = (struct tr_event){
@@ -185,6 +187,7 @@ void tr_announce(struct tr_turn *turn, const struct tr_live *live, uint32_t deci
         .decision = decision,
         .token = live->peer->number,
         .direction = live->direction,
+        .reason = reason,
         .port = live->port,
     };
     memcpy(event->address, live->address, 16);
@@ -366,6 +369,11 @@ void tr_engine_expire(struct tr_endpoint *endpoint, uint64_t mono_ns)
         tr_forget_client(endpoint, (struct tr_client *)oldest);
     while ((oldest = tr_table_oldest(&endpoint->servers)) && oldest->deadline <= mono_ns)
         tr_forget_server(endpoint, (struct tr_server *)oldest);
+}
+
+uint32_t tr_engine_events_waiting(const struct tr_endpoint *endpoint)
+{
+    return endpoint->events_waiting;
 }
 
 void tr_engine_count(struct tr_endpoint *endpoint, enum tr_reason reason, uint64_t packets)

@@ -145,11 +145,14 @@ void tr_engine_expire(struct tr_endpoint *, uint64_t mono_ns);
 
 void tr_engine_count(struct tr_endpoint *, enum tr_reason, uint64_t packets); /* a drop outside of the engine */
 
+/* Events that wait to be taken (teach.h): wake Python up for them, now and then. */
+uint32_t tr_engine_events_waiting(const struct tr_endpoint *);
+
 struct tr_counters {
     uint64_t drops[TR_REASONS];
     uint64_t parked[TR_PARKS];
     uint64_t accepted[2][8]; /* [0 ingress, 1 egress][model.Reason, in its order] */
-    uint64_t events_lost;
+    uint64_t unrecorded[2][8]; /* those of them that became no event: nobody listened, or nobody took older ones in time */
     uint32_t clients, servers, live, peers, verdicts, owned; /* entries now */
 };
 void tr_engine_counters(const struct tr_endpoint *, struct tr_counters *);

@@ -60,6 +60,7 @@ struct tr_event {
     uint8_t address[16]; /* as policy judged it */
     uint16_t port;
 };
+/* A bounded number of events waits to be taken; the oldest makes room. */
 bool tr_listen(struct tr_endpoint *, bool); /* false without memory */
 bool tr_take_event(struct tr_endpoint *, struct tr_event *);
 

@@ -1,0 +1,92 @@
+"""`kubectl trireme NAME` for commands that look at an agent: they run inside the agents' pods, node after node."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import dataclass
+from typing import Any, Final
+
+import click
+
+from agent.commands.exits import ERROR, Command
+from trireme_py.errors import ConfigError
+
+NAMESPACE: Final = "trireme-system"
+SELECTOR: Final = "app.kubernetes.io/name=trireme,app.kubernetes.io/component=agent"
+"""As the manifests have them."""
+ONE_AT_A_TIME: Final = ("observe",)
+"""Commands that may go on for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """One agent's pod."""
+
+    node: str
+    pod: str
+
+
+def over_kubectl(name: str, text: str) -> click.Command:
+    """Return the command that runs ``trireme NAME`` in the agents' pods. ``text``: its one-line help."""
+
+    @click.pass_context
+    def run(ctx: click.Context, namespace: str, node: str | None, context: str | None, rest: tuple[str, ...]) -> None:
+        kubectl = ["kubectl", *(["--context", context] if context else []), "--namespace", namespace]
+        try:
+            agents = find_agents(kubectl, node)
+            if name in ONE_AT_A_TIME and len(agents) > 1:
+                names = ", ".join(agent.node for agent in agents)
+                raise ConfigError(f"there are several agents; name a node: --node NAME, of {names}")
+            ctx.exit(_run_in(kubectl, agents, [name, *rest]))
+        except ConfigError as error:
+            click.echo(f"kubectl trireme {name}: {error}", err=True)
+            ctx.exit(ERROR)
+
+    return Command(
+        name,
+        callback=run,
+        help=f"{text}\n\nRuns in the agents' pods: on one node, or on all of them, one after another. Options that are "
+        f"not listed here are those of `trireme {name}`. The exit status is the highest of all.",
+        context_settings={"ignore_unknown_options": True},
+        params=[
+            click.Option(
+                ["-n", "--namespace"], default=NAMESPACE, show_default=True, metavar="NAME", help="Of the agents."
+            ),
+            click.Option(["--node"], metavar="NAME", help="[default: all]"),
+            click.Option(["--context"], metavar="NAME", help="Of the kubeconfig."),
+            click.Argument(["rest"], nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS OF THE COMMAND]..."),
+        ],
+    )
+
+
+def find_agents(kubectl: list[str], node: str | None) -> list[Agent]:
+    """Return the agents' pods that run, by node. Raises ConfigError if there is none."""
+    if shutil.which(kubectl[0]) is None:
+        raise ConfigError("kubectl is not installed; on a node itself run: trireme")
+    command = [*kubectl, "get", "pods", "--selector", SELECTOR, "--output", "json"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode != 0:
+        raise ConfigError(done.stderr.strip())
+    found = [_agent(item) for item in json.loads(done.stdout)["items"] if item["status"].get("phase") == "Running"]
+    agents = sorted((agent for agent in found if node in (None, agent.node)), key=lambda agent: agent.node)
+    if not agents:
+        where = f" on node {node}" if node else ""
+        raise ConfigError(f"no agent runs{where}; see: {' '.join(kubectl)} get pods --output wide")
+    return agents
+
+
+def _agent(item: dict[str, Any]) -> Agent:
+    return Agent(item["spec"].get("nodeName", ""), item["metadata"]["name"])
+
+
+def _run_in(kubectl: list[str], agents: list[Agent], command: list[str]) -> int:
+    """Run ``trireme`` with the words ``command`` in each pod; return the highest exit status."""
+    worst = 0
+    for agent in agents:
+        if len(agents) > 1 and not any(word.endswith("json") for word in command):
+            click.secho(f"node {agent.node}", bold=True)
+        words = [*kubectl, "exec", agent.pod, "--container", "agent", "--", "trireme", *command]
+        worst = max(worst, subprocess.run(words, stdin=subprocess.DEVNULL, check=False).returncode)  # noqa: S603
+    return worst

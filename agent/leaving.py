@@ -1,0 +1,60 @@
+"""Leaving a machine: every rule and file of the agent's is removed, and the pods are as open as before it came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from agent import netns
+from agent.kubernetes.cni_install import CniInstallation
+from agent.kubernetes.config import CniConfig
+from agent.runtime import CNI_SOCKET, RuntimeDirectory
+from trireme_py.errors import KernelError, TriremeError
+
+
+def leave(
+    runtime: RuntimeDirectory, cni: CniConfig | None, say: Callable[[str], None], also: Iterable[str] = ()
+) -> list[str]:
+    """Remove everything; return what went wrong, a text each. The caller holds the runtime directory's lock.
+
+    ``cni``: where the CNI chain is if not at its usual place; ``say`` is told of what was done; ``also``: namespaces
+    to clean beside those in the record. The record stays where something went wrong: it says what is left.
+
+    Raises ConfigError if the record cannot be read.
+    """
+    namespaces = {recorded.network_namespace for recorded in runtime.read()}.union(also)
+    if (node := runtime.read_node()) is not None:
+        namespaces.add(str(node))
+    failed = []
+    # First, so that no pod starts here that waits for an agent that is gone.
+    try:
+        cni_installation(runtime, cni).remove()
+    except KernelError as error:
+        failed.append(str(error))
+    failed += [text for namespace in sorted(namespaces) if (text := _clean(Path(namespace), say))]
+    if not failed:
+        runtime.remove()
+    return failed
+
+
+def cni_installation(runtime: RuntimeDirectory, cni: CniConfig | None) -> CniInstallation:
+    """Return what installs the CNI plugin that asks the agent of this runtime directory, and removes it."""
+    cni = cni or CniConfig()
+    return CniInstallation(
+        runtime.path / CNI_SOCKET, cni.timeout_s, configuration=cni.configuration, binaries=cni.binaries
+    )
+
+
+def _clean(namespace: Path, say: Callable[[str], None]) -> str:
+    """Remove our rules from ``namespace``; return what went wrong, or nothing."""
+    from agent.backends import removers  # noqa: PLC0415 - commands load in no time without it
+
+    if not netns.exists(namespace):
+        return ""  # the rules went with it
+    try:
+        for backend in removers():
+            backend.remove(namespace)
+    except TriremeError as error:
+        return f"{namespace}: {error}; correct this and run trireme cleanup again"
+    say(f"cleaned {namespace}")
+    return ""

@@ -1,0 +1,34 @@
+"""What differs between standalone mode and a cluster, as :mod:`agent.main` sees it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Protocol
+
+from agent.durations import Durations
+from agent.kubernetes.reading import ClusterReading
+from agent.reconciler import Reconciler
+from agent.source import Source
+
+
+class Mode(Protocol):
+    """Where the agent runs: what feeds the reconciler, and what calls it."""
+
+    @property
+    def source(self) -> Source: ...
+
+    @property
+    def durations(self) -> Durations:
+        """From the arrival of a change to its being in force."""
+
+    def start(self, closing: ExitStack) -> None:
+        """Start what has to run before the first :meth:`Source.first`; ``closing`` stops it. Raises TriremeError."""
+
+    def wake(self) -> None:
+        """Make :meth:`follow` look whether it is to stop. May be called from a signal handler."""
+
+    def read(self) -> ClusterReading | None:
+        """Return what there is in a cluster alone, None elsewhere. May be called from any thread."""
+
+    def follow(self, reconciler: Reconciler) -> None:
+        """Call ``reconciler`` when there is news and once a second, until told to stop."""
