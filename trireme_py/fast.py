@@ -297,6 +297,12 @@ class FastDatapath(Datapath):
         super().set_identity(endpoint, identity)
         self._pods[endpoint].engine.teach_identity(self._token(identity) if identity else None)
 
+    def forget_peers(self) -> None:
+        super().forget_peers()
+        for endpoint, pod in self._pods.items():
+            identity = self._endpoints[endpoint].identity
+            pod.engine.teach_identity(self._token(identity) if identity else None)
+
     def set_policy(self, endpoint: int, policy: PolicyView) -> None:
         pod = self._pods[endpoint]
         changed = policy is not pod.policies[pod.policy]
@@ -359,6 +365,8 @@ class FastDatapath(Datapath):
         pod, tables = self._pods[accepted.endpoint], self._endpoints[accepted.endpoint]
         if accepted.local is not tables.identity or not accepted.decision.allowed:
             return
+        if tables.policy.installing:
+            return  # until all agents are there Python notes who has presented an identity, packet by packet
         egress = accepted.direction is Direction.EGRESS
         key = self._shared.identities.pair_key(accepted.local, accepted.peer, local_is_client=egress)
         number = pod.numbers.get(accepted.decision)

@@ -291,6 +291,23 @@ def test_a_new_identity_is_shown_and_the_old_one_s_keys_are_forgotten(shop: Shop
     assert syn.payload.endswith(renewed.assertion)
 
 
+def test_other_keys_make_everybody_a_stranger(shop: Shop) -> None:
+    """An accepted connection stays; who was believed before need not be now."""
+    shop.assert_works()
+    fast(shop.server).forget_peers()
+    assert counters(shop.server).peers == 0
+    assert offer(shop.server, Hook.NETWORK, known_syn(shop, 1)) == (PARK, STRANGER, None)
+    shop.assert_works()
+
+
+def test_while_agents_are_being_installed_python_sees_everything(shop: Shop) -> None:
+    shop.server.set_policy(replace(only_from(CLIENT), installing=True))
+    shop.client.connect(shop.server, data=b"one beer")
+    shop.world.run(0.5)
+    assert shop.delivered() == b"one beer"
+    assert counters(shop.server).peers == 0
+
+
 def test_a_flow_begun_under_the_old_identity_ends_under_it(shop: Shop) -> None:
     shop.connect()
     shop.world.run(0.005)

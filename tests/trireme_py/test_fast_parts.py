@@ -18,7 +18,7 @@ from tests.harness.segments import ACK, PSH, SYN, icmp, ip, packed, repaired, tc
 from trireme_py import _fastpath, wire
 from trireme_py.endpoint import HALF_OPEN_NS
 from trireme_py.errors import BadPacket
-from trireme_py.model import DropReason, Protocol
+from trireme_py.model import DropReason, Protocol, Reason
 from trireme_py.packet import has_fast_open, parse_packet_untrusted, tcp_checksum_is_right
 
 SOURCES = Path(__file__).parents[2] / "trireme_py" / "fastpath"
@@ -120,6 +120,7 @@ def test_constants_are_the_python_core_s() -> None:
     assert re.findall(r"TR_(\w+),", body[1]) == [reason.name for reason in DropReason]
     assert f"TR_MAX_ASSERTION = {wire.MAX_ASSERTION}," in engine
     assert f"TR_PATH_MTU = {wire.PATH_MTU}," in engine
+    assert f"TR_VERDICT_REASONS = {len(Reason)}, " in engine
     state = (SOURCES / "state.h").read_text(encoding="utf-8")
     assert f"TR_HALF_OPEN_NS (UINT64_C({HALF_OPEN_NS // 10**9}) * 1000000000)" in state
     packet = (SOURCES / "packet.h").read_text(encoding="utf-8")

@@ -20,6 +20,7 @@ enum {
     TR_KEY_SIZE = 32,
     TR_MAX_ASSERTION = 1084, /* wire.MAX_ASSERTION */
     TR_PATH_MTU = 1280,      /* wire.PATH_MTU: no packet that carries a message of ours is larger */
+    TR_VERDICT_REASONS = 9,  /* how many model.Reason has */
     TR_ROOM = TR_PATH_MTU,   /* a result's packet is at most as long as the packet that came, or this */
 };
 
@@ -151,8 +152,8 @@ uint32_t tr_engine_events_waiting(const struct tr_endpoint *);
 struct tr_counters {
     uint64_t drops[TR_REASONS];
     uint64_t parked[TR_PARKS];
-    uint64_t accepted[2][8]; /* [0 ingress, 1 egress][model.Reason, in its order] */
-    uint64_t unrecorded[2][8]; /* those of them that became no event: nobody listened, or nobody took older ones in time */
+    uint64_t accepted[2][TR_VERDICT_REASONS]; /* [0 ingress, 1 egress][model.Reason, in its order] */
+    uint64_t unrecorded[2][TR_VERDICT_REASONS]; /* those of them that became no event: nobody listened, or nobody took older ones in time */
     uint32_t clients, servers, live, peers, verdicts, owned; /* entries now */
 };
 void tr_engine_counters(const struct tr_endpoint *, struct tr_counters *);

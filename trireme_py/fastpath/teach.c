@@ -106,7 +106,7 @@ bool tr_teach(struct tr_endpoint *endpoint, struct tr_token *peer, const struct 
     struct tr_verdict_key key;
     uint64_t hash;
 
-    if (lesson->policy != endpoint->policy || local != endpoint->identity || lesson->direction > TR_EGRESS || lesson->reason > 7)
+    if (lesson->policy != endpoint->policy || local != endpoint->identity || lesson->direction > TR_EGRESS || lesson->reason >= TR_VERDICT_REASONS)
         return false;
     teach_peer(endpoint, peer, lesson->direction, lesson->key);
     verdict_key(&key, lesson->direction, peer, lesson->address, lesson->port);

@@ -56,7 +56,7 @@ struct tr_event {
     double wall_s;
     uint32_t decision;
     uint32_t token; /* the peer's number */
-    uint8_t direction;
+    uint8_t direction, reason;
     uint8_t address[16]; /* as policy judged it */
     uint16_t port;
 };
