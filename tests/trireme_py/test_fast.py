@@ -216,10 +216,31 @@ def test_what_python_has_in_hand_is_parked_until_it_is_done(shop: Shop) -> None:
     engine = fast(shop.server).engine_endpoint(0)
     unknown_port, known = known_syn(shop, 1, port=81), known_syn(shop, 1)
     assert engine.hand_over(0, unknown_port) == b""
-    assert offer(shop.server, Hook.NETWORK, known) == (PARK, PLAIN, None)  # the same SYN, to another port
+    assert offer(shop.server, Hook.NETWORK, known) == (PARK, KNOWN, None)  # the same SYN, to another port
     engine.returned(0, unknown_port)
     assert counters(shop.server).owned == 0
     assert offer(shop.server, Hook.NETWORK, known)[0] != PARK
+
+
+def test_a_packet_is_worth_no_more_for_following_another(shop: Shop) -> None:
+    """Whoever may send what he likes must not get into a better class by sending it twice."""
+    shop.assert_works()
+    engine = fast(shop.server).engine_endpoint(0)
+    client, server = (shop.client.address(), 1), (shop.server.address(), 80)
+    stranger = shop.world.local_identity("shop/stranger", shop.world.authenticator("elsewhere"))
+    syn = tcp(client, server, 3, 0, SYN, encode_syn(stranger.id, bytes(16), stranger.assertion))
+    for data, park in (
+        (syn, STRANGER),
+        (tcp(client, server, 3, 4, ACK), PLAIN),
+        (tcp(client, server, 3, 0, SYN), PLAIN),
+    ):
+        assert offer(shop.server, Hook.NETWORK, data) == (PARK, park, None)
+        engine.hand_over(0, data)
+        assert offer(shop.server, Hook.NETWORK, data) == (PARK, park, None)
+    half_open = known_syn(shop, 2)
+    assert offer(shop.server, Hook.NETWORK, half_open)[0] != PARK
+    late = tcp((client[0], 2), server, 8, 9, ACK, b"data")
+    assert offer(shop.server, Hook.NETWORK, late) == (PARK, PLAIN, None)
 
 
 def test_connections_that_python_remembers_are_python_s(shop: Shop) -> None:

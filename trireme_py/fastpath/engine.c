@@ -89,9 +89,9 @@ uint64_t tr_hash(const struct tr_endpoint *endpoint, const void *key, size_t siz
     return tr_siphash(endpoint->engine->seed, key, size);
 }
 
-bool tr_is_owned(const struct tr_endpoint *endpoint, const struct tr_tuple *tuple, uint64_t hash)
+struct tr_owned *tr_find_owned(const struct tr_endpoint *endpoint, const struct tr_tuple *tuple, uint64_t hash)
 {
-    return endpoint->owned.count && tr_table_find(&endpoint->owned, hash, tuple);
+    return endpoint->owned.count ? tr_table_find(&endpoint->owned, hash, tuple) : NULL;
 }
 
 void tr_syn_key(struct tr_tuple *key, const uint8_t peer[16], uint16_t port, uint32_t isn)
@@ -262,6 +262,26 @@ static bool identify_untrusted(struct tr_turn *turn, bool *tcp, enum tr_reason *
     return true;
 }
 
+/* The class of a packet that is Python's. What somebody outside can send at will must not pass for more than it is: that a packet of a
+ * connection is on its way to Python already does not make the next one worth more. */
+static enum tr_park class_of(const struct tr_turn *turn, const struct tr_owned *owned)
+{
+    const struct tr_view *view = &turn->view;
+    uint8_t handshake = view->flags & (TR_SYN | TR_ACK);
+    struct tr_message_view message;
+
+    if (turn->packet->hook == TR_APPLICATION)
+        return TR_PARK_OWNED;
+    if (handshake != TR_SYN)
+        return owned && (owned->references || owned->known) ? TR_PARK_OWNED : TR_PARK_PLAIN;
+    if (!tr_is_message(tr_payload(view), tr_payload_size(view)))
+        return TR_PARK_PLAIN;
+    if (tr_read_message_untrusted(&message, TR_MESSAGE_SYN, tr_payload(view), tr_payload_size(view)) &&
+        tr_find_peer(turn, &message, TR_INGRESS))
+        return TR_PARK_KNOWN;
+    return TR_PARK_STRANGER;
+}
+
 /* A segment of an accepted connection: the mark is on its way, or policy has changed. */
 static void judge_again(struct tr_turn *turn)
 {
@@ -300,7 +320,7 @@ static void network_packet(struct tr_turn *turn)
         view->sequence == turn->server->isn + 1 - TR_PROOF)
         return tr_server_proof(turn);
     if (turn->server && turn->server->state == TR_SYN_ACK_CREATED)
-        return tr_park(turn, TR_PARK_OWNED);
+        return tr_park(turn, TR_PARK_KNOWN);
     if (turn->live)
         return judge_again(turn);
     tr_park(turn, turn->client ? TR_PARK_OWNED : TR_PARK_PLAIN);
@@ -311,6 +331,7 @@ void tr_engine_receive(struct tr_endpoint *endpoint, const struct tr_packet *pac
 {
     struct tr_turn turn = {.endpoint = endpoint, .packet = packet, .now = now, .result = result};
     enum tr_park odd = packet->hook == TR_APPLICATION ? TR_PARK_OWNED : TR_PARK_PLAIN;
+    const struct tr_owned *owned;
     enum tr_reason reason;
     struct tr_tuple key;
     bool tcp;
@@ -322,10 +343,11 @@ void tr_engine_receive(struct tr_endpoint *endpoint, const struct tr_packet *pac
         return tr_park(&turn, odd);
     if (turn.view.flags & TR_SYN && turn.view.flags & (TR_RST | TR_FIN))
         return tr_drop(&turn, TR_MALFORMED_PACKET);
-    if (tr_is_owned(endpoint, &turn.tuple, turn.hash))
-        return tr_park(&turn, turn.view.flags & TR_SYN ? odd : TR_PARK_OWNED);
-    if (names_syn(&key, &turn) && tr_is_owned(endpoint, &key, tr_hash(endpoint, &key, sizeof key)))
-        return tr_park(&turn, odd);
+    owned = tr_find_owned(endpoint, &turn.tuple, turn.hash);
+    if (!owned && endpoint->owned.count && names_syn(&key, &turn))
+        owned = tr_find_owned(endpoint, &key, tr_hash(endpoint, &key, sizeof key));
+    if (owned)
+        return tr_park(&turn, class_of(&turn, owned));
     /* In tables and messages these stand for IPv4; on the wire nobody honest has them. */
     if (turn.view.version == 6 && (tr_is_v4_mapped(turn.view.source) || tr_is_v4_mapped(turn.view.destination)))
         return tr_park(&turn, odd);
@@ -417,21 +439,24 @@ uint32_t tr_engine_hand_over(struct tr_endpoint *endpoint, const struct tr_packe
 {
     struct tr_turn turn = {.endpoint = endpoint, .packet = packet};
     struct tr_tuple key, other;
+    struct tr_owned *owned;
     struct tr_syn *syn;
     uint32_t length;
-    bool has_syn;
+    bool has_syn, known;
 
     if (!connection_untrusted(&turn, &has_syn, &key))
         return 0;
-    length = tr_hand_over_tuple(endpoint, &turn.tuple, out);
-    tr_own(endpoint, &turn.tuple);
+    length = tr_hand_over_tuple(endpoint, &turn.tuple, out, &known);
+    owned = tr_put_owned(endpoint, &turn.tuple);
+    owned->pending++;
+    owned->known |= known;
     if (has_syn) {
         syn = tr_find_syn(endpoint, &key);
         if (syn) {
             other = syn->server->tuple;
-            length += tr_hand_over_tuple(endpoint, &other, out + length);
+            length += tr_hand_over_tuple(endpoint, &other, out + length, &known);
         }
-        tr_own(endpoint, &key);
+        tr_put_owned(endpoint, &key)->pending++;
     }
     return length;
 }
@@ -445,7 +470,7 @@ void tr_engine_returned(struct tr_endpoint *endpoint, const uint8_t *data, uint3
 
     if (!connection_untrusted(&turn, &has_syn, &key))
         return;
-    tr_disown(endpoint, &turn.tuple);
+    tr_put_back(endpoint, &turn.tuple);
     if (has_syn)
-        tr_disown(endpoint, &key);
+        tr_put_back(endpoint, &key);
 }

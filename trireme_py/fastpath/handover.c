@@ -109,7 +109,7 @@ static uint32_t write_live(const struct tr_live *live, uint8_t *out)
     return finish(&w);
 }
 
-uint32_t tr_hand_over_tuple(struct tr_endpoint *endpoint, const struct tr_tuple *tuple, uint8_t *out)
+uint32_t tr_hand_over_tuple(struct tr_endpoint *endpoint, const struct tr_tuple *tuple, uint8_t *out, bool *known)
 {
     uint64_t hash = tr_hash(endpoint, tuple, sizeof *tuple);
     struct tr_client *client = tr_table_find(&endpoint->clients, hash, tuple);
@@ -117,6 +117,7 @@ uint32_t tr_hand_over_tuple(struct tr_endpoint *endpoint, const struct tr_tuple 
     struct tr_live *live = tr_table_find(&endpoint->live, hash, tuple);
     uint32_t length = 0;
 
+    *known = client || live; /* a half-open connection to the pod may be anybody's */
     if (client) {
         length += write_client(client, out + length);
         tr_forget_client(endpoint, client);

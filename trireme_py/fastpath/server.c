@@ -125,18 +125,18 @@ void tr_server_proof(struct tr_turn *turn)
     if (!packet->unsummed && !tr_checksum_is_right(view))
         return tr_drop(turn, TR_BAD_CHECKSUM);
     if (flow->state != TR_SYN_ACK_CREATED || view->flags & TR_RST || view->captured < view->length)
-        return tr_park(turn, TR_PARK_OWNED);
+        return tr_park(turn, TR_PARK_KNOWN);
     if (!tr_read_message_untrusted(&proof, TR_MESSAGE_ACK, payload, size < TR_PROOF ? size : TR_PROOF))
-        return tr_park(turn, TR_PARK_OWNED);
+        return tr_park(turn, TR_PARK_KNOWN);
     if (!tr_proof_is_right(endpoint->mac, proof.fixed, flow->key, flow->syn_fixed, flow->syn_ack_fixed))
-        return tr_park(turn, TR_PARK_OWNED);
+        return tr_park(turn, TR_PARK_KNOWN);
     if (view->acknowledgement != flow->server_isn + 1)
-        return tr_park(turn, TR_PARK_OWNED);
+        return tr_park(turn, TR_PARK_KNOWN);
     verdict = tr_find_verdict(endpoint, TR_INGRESS, flow->peer, turn->tuple.other, turn->tuple.own_port);
     length = tr_rewrite(view, view->sequence + TR_PROOF, (const struct tr_part[]){{payload + TR_PROOF, size - TR_PROOF}}, 1, packet->out,
                         packet->room);
     if (!verdict || !length)
-        return tr_park(turn, TR_PARK_OWNED);
+        return tr_park(turn, TR_PARK_KNOWN);
 
     live = (struct tr_live){
         .direction = TR_INGRESS,

@@ -97,7 +97,9 @@ struct tr_live {
 struct tr_owned {
     struct tr_link link;
     struct tr_tuple tuple;
-    uint32_t references;
+    uint32_t references; /* tables of Python's that have it */
+    uint32_t pending;    /* packets of it that are on their way to Python and back */
+    bool known;          /* what went along was an accepted connection, or one that the pod opens */
 };
 
 struct tr_peer {
@@ -180,7 +182,7 @@ void tr_server_proof(struct tr_turn *);
 
 /* engine.c */
 uint64_t tr_hash(const struct tr_endpoint *, const void *key, size_t size);
-bool tr_is_owned(const struct tr_endpoint *, const struct tr_tuple *, uint64_t hash);
+struct tr_owned *tr_find_owned(const struct tr_endpoint *, const struct tr_tuple *, uint64_t hash);
 struct tr_syn *tr_find_syn(const struct tr_endpoint *, const struct tr_tuple *key);
 void tr_syn_key(struct tr_tuple *key, const uint8_t peer[16], uint16_t port, uint32_t isn);
 bool tr_copy_headers(struct tr_headers *, const struct tr_view *);
@@ -191,9 +193,11 @@ void tr_remember_live(struct tr_turn *, const struct tr_tuple *, const struct tr
 void tr_announce(struct tr_turn *, const struct tr_live *, uint32_t decision, uint8_t reason);
 
 /* handover.c */
-uint32_t tr_hand_over_tuple(struct tr_endpoint *, const struct tr_tuple *, uint8_t *out);
+uint32_t tr_hand_over_tuple(struct tr_endpoint *, const struct tr_tuple *, uint8_t *out, bool *known);
 
 /* teach.c */
+struct tr_owned *tr_put_owned(struct tr_endpoint *, const struct tr_tuple *);
+void tr_put_back(struct tr_endpoint *, const struct tr_tuple *);
 struct tr_token *tr_token_keep(struct tr_token *);
 struct tr_peer *tr_find_peer(const struct tr_turn *, const struct tr_message_view *, int direction);
 struct tr_verdict_entry *tr_find_verdict(const struct tr_endpoint *, int direction, const struct tr_token *, const uint8_t address[16],

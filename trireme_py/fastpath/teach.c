@@ -163,7 +163,7 @@ void tr_forget_target(struct tr_endpoint *endpoint, const struct tr_end *end)
 
 /* -- what Python owns -- */
 
-void tr_own(struct tr_endpoint *endpoint, const struct tr_tuple *tuple)
+struct tr_owned *tr_put_owned(struct tr_endpoint *endpoint, const struct tr_tuple *tuple)
 {
     uint64_t hash = tr_hash(endpoint, tuple, sizeof *tuple);
     struct tr_owned *owned = tr_table_find(&endpoint->owned, hash, tuple);
@@ -173,15 +173,42 @@ void tr_own(struct tr_endpoint *endpoint, const struct tr_tuple *tuple)
             tr_table_remove(&endpoint->owned, tr_table_oldest(&endpoint->owned));
         owned = tr_table_add(&endpoint->owned, hash, tuple, 0);
     }
-    owned->references++;
+    return owned;
+}
+
+/* An entry may have made room meanwhile, so what is taken off need not have been put on. */
+static void take_off(struct tr_endpoint *endpoint, struct tr_owned *owned, uint32_t *count)
+{
+    if (*count)
+        --*count;
+    if (!owned->references && !owned->pending)
+        tr_table_remove(&endpoint->owned, owned);
+}
+
+static struct tr_owned *find_owned(struct tr_endpoint *endpoint, const struct tr_tuple *tuple)
+{
+    return tr_table_find(&endpoint->owned, tr_hash(endpoint, tuple, sizeof *tuple), tuple);
+}
+
+void tr_own(struct tr_endpoint *endpoint, const struct tr_tuple *tuple)
+{
+    tr_put_owned(endpoint, tuple)->references++;
 }
 
 void tr_disown(struct tr_endpoint *endpoint, const struct tr_tuple *tuple)
 {
-    struct tr_owned *owned = tr_table_find(&endpoint->owned, tr_hash(endpoint, tuple, sizeof *tuple), tuple);
+    struct tr_owned *owned = find_owned(endpoint, tuple);
 
-    if (owned && --owned->references == 0)
-        tr_table_remove(&endpoint->owned, owned);
+    if (owned)
+        take_off(endpoint, owned, &owned->references);
+}
+
+void tr_put_back(struct tr_endpoint *endpoint, const struct tr_tuple *tuple)
+{
+    struct tr_owned *owned = find_owned(endpoint, tuple);
+
+    if (owned)
+        take_off(endpoint, owned, &owned->pending);
 }
 
 /* -- accepted connections and events -- */
