@@ -2,8 +2,8 @@
 
     python -m tests.harness.fuzzing [SECONDS] [TARGET...]
 
-Needs clang and libclang-rt-dev. What it finds is written into the corpus; a crash is left there as crash-… and is the
-exit status.
+Needs clang and libclang-rt-14-dev. Inputs that reach something new are added to the corpus (tests/fuzz/corpus/); one that
+breaks something is left in the working directory as crash-….
 """
 
 from __future__ import annotations
@@ -58,16 +58,48 @@ def has_libfuzzer() -> bool:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def corpus(target: str) -> list[str]:
-    return sorted(str(path) for path in (FUZZ / "corpus" / target).iterdir())
+def unpack(target: str, folder: Path) -> list[Path]:
+    """Write a target's corpus into ``folder``: one file for each line, which is a name and an input in hexadecimal."""
+    folder.mkdir()
+    files = []
+    for number, line in enumerate((FUZZ / "corpus" / f"{target}.txt").read_text(encoding="ascii").splitlines()):
+        name, _, octets = line.partition(" ")
+        files.append(folder / f"{number:04}-{name}")
+        files[-1].write_bytes(bytes.fromhex(octets))
+    return files
 
 
-def fuzz(target: str, folder: Path, seconds: int, found: Path) -> None:
-    """Run a target for so long; raises CalledProcessError when it finds something. New inputs go to ``found``."""
-    options = [f"-max_total_time={seconds}", f"-max_len={LONGEST[target]}", "-print_final_stats=1", "-verbosity=0"]
-    program = build_fuzzer(target, folder)
-    crash = f"-artifact_prefix={found}/"
-    subprocess.run([program, *options, crash, str(found), str(FUZZ / "corpus" / target)], check=True)
+def add(target: str, found: Path) -> None:
+    """Add the inputs in ``found`` to a target's corpus, but for those that broke something."""
+    path = FUZZ / "corpus" / f"{target}.txt"
+    lines = path.read_text(encoding="ascii").splitlines()
+    known = {line.partition(" ")[2] for line in lines}
+    fresh = {one.read_bytes().hex() for one in found.iterdir() if not is_harm(one)} - known
+    path.write_text("\n".join([*lines, *(f"found {octets}" for octets in sorted(fresh) if octets)]) + "\n", "ascii")
+
+
+def is_harm(path: Path) -> bool:
+    """Tell whether libFuzzer left this file because an input broke something."""
+    return path.name.startswith(("crash-", "leak-", "timeout-", "oom-"))
+
+
+def fuzz(target: str, folder: Path, seconds: int, harm: Path) -> None:
+    """Run a target for so long, in ``folder``. Raises CalledProcessError, and leaves the input in ``harm``, when something
+    breaks."""
+    seeds, found = folder / "seeds", folder / "found"
+    unpack(target, seeds)
+    found.mkdir()
+    options = [f"-max_total_time={seconds}", f"-max_len={LONGEST[target]}", "-verbosity=0", f"-artifact_prefix={harm}/"]
+    subprocess.run([build_fuzzer(target, folder), *options, str(found), str(seeds)], check=True)
+
+
+def keep(target: str, folder: Path) -> None:
+    """Add what the corpus did not reach to it, after :func:`fuzz` in the same folder."""
+    merged = folder / "merged"
+    merged.mkdir()
+    command = [folder / f"fuzz_{target}", "-set_cover_merge=1", merged, folder / "seeds", folder / "found"]
+    subprocess.run(command, check=True, capture_output=True)
+    add(target, merged)
 
 
 def main(arguments: list[str]) -> int:
@@ -75,7 +107,8 @@ def main(arguments: list[str]) -> int:
     for target in arguments[1:] or TARGETS:
         print(f"fuzz_{target}: {seconds} s", flush=True)
         with tempfile.TemporaryDirectory(prefix="trireme-fuzz-") as folder:
-            fuzz(target, Path(folder), seconds, FUZZ / "corpus" / target)
+            fuzz(target, Path(folder), seconds, Path.cwd())
+            keep(target, Path(folder))
     return 0
 
 

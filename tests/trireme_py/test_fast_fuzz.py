@@ -3,13 +3,12 @@ it, where there is clang."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.harness.fuzzing import TARGETS, build_replay, corpus, fuzz, has_libfuzzer
+from tests.harness.fuzzing import TARGETS, build_replay, fuzz, has_libfuzzer, unpack
 
 SECONDS = 5
 """Enough to notice that a change broke something near the corpus. `make fuzz` looks for longer."""
@@ -17,7 +16,7 @@ SECONDS = 5
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_corpus_harms_nothing(target: str, tmp_path: Path) -> None:
-    files = corpus(target)
+    files = unpack(target, tmp_path / "corpus")
     said = subprocess.run([build_replay(target, tmp_path), *files], capture_output=True, text=True, check=False)
     assert (said.returncode, said.stdout) == (0, f"{len(files)} files\n"), said.stderr
 
@@ -27,8 +26,5 @@ def test_the_corpus_harms_nothing(target: str, tmp_path: Path) -> None:
 def test_a_little_fuzzing_finds_nothing(target: str, tmp_path: Path) -> None:
     """Slow because it runs for a fixed time."""
     if not has_libfuzzer():
-        pytest.skip("no clang with libFuzzer: apt-get install clang libclang-rt-dev")
-    found = tmp_path / "found"
-    found.mkdir()
-    fuzz(target, tmp_path, SECONDS, found)
-    assert not [name for name in os.listdir(found) if name.startswith(("crash", "leak", "timeout", "oom"))]
+        pytest.skip("no clang with libFuzzer: apt-get install clang libclang-rt-14-dev")
+    fuzz(target, tmp_path, SECONDS, tmp_path)
