@@ -2,8 +2,8 @@
 
     python -m tests.harness.fuzzing [SECONDS] [TARGET...]
 
-Needs clang and libclang-rt-14-dev. Inputs that reach something new are added to the corpus (tests/fuzz/corpus/); one that
-breaks something is left in the working directory as crash-….
+Needs clang and libclang-rt-14-dev. Inputs that reach something new are added to the corpus (tests/fuzz/corpus/); one
+that breaks something is left in the working directory as crash-….
 """
 
 from __future__ import annotations
@@ -84,8 +84,10 @@ def is_harm(path: Path) -> bool:
 
 
 def fuzz(target: str, folder: Path, seconds: int, harm: Path) -> None:
-    """Run a target for so long, in ``folder``. Raises CalledProcessError, and leaves the input in ``harm``, when something
-    breaks."""
+    """Run a target for so long, in ``folder``.
+
+    Raises CalledProcessError, and leaves the input in ``harm``, when something breaks.
+    """
     seeds, found = folder / "seeds", folder / "found"
     unpack(target, seeds)
     found.mkdir()
@@ -97,8 +99,8 @@ def keep(target: str, folder: Path) -> None:
     """Add what the corpus did not reach to it, after :func:`fuzz` in the same folder."""
     merged = folder / "merged"
     merged.mkdir()
-    command = [folder / f"fuzz_{target}", "-set_cover_merge=1", merged, folder / "seeds", folder / "found"]
-    subprocess.run(command, check=True, capture_output=True)
+    folders = [str(one) for one in (merged, folder / "seeds", folder / "found")]
+    subprocess.run([str(folder / f"fuzz_{target}"), "-set_cover_merge=1", *folders], check=True, capture_output=True)
     add(target, merged)
 
 
