@@ -1,7 +1,7 @@
 """CPU of one warm handshake in the fast path's engine, both ends, packets in memory.
 
-Run: python bench/bench_handshake.py [HANDSHAKES]. Prints one line of JSON: microseconds a handshake and a MAC, and heap
-allocations in all of them.
+Run: python bench/bench_handshake.py [HANDSHAKES]. Prints a line of JSON for each number of other known peers:
+microseconds a handshake and a MAC, and heap allocations in all of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FASTPATH = ROOT / "trireme_py" / "fastpath"
-ENGINE = ("client", "engine", "handover", "mac", "message", "packet", "server", "siphash", "table", "teach")
+ENGINE = ("client", "endpoint", "engine", "handover", "mac", "message", "packet", "server", "siphash", "table", "teach")
+PEERS = (10, 10_000)
 WRAPPED = ("malloc", "calloc", "realloc")
 
 
@@ -33,7 +34,9 @@ def build(folder: Path, *flags: str) -> Path:
 
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="trireme-bench-") as folder:
-        subprocess.run([str(build(Path(folder))), *sys.argv[1:2]], check=True)
+        program = str(build(Path(folder)))
+        for peers in PEERS:
+            subprocess.run([program, *(sys.argv[1:2] or ["200000"]), str(peers)], check=True)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ static void make_pod(struct pod *pod, struct tr_engine *engine, uint32_t number)
     tr_teach_identity(pod->endpoint, pod->token);
 }
 
-static void acquaint(struct pod *one, struct pod *other, uint8_t direction)
+static void acquaint(struct pod *one, const struct pod *other, uint8_t direction)
 {
     struct tr_lesson lesson = {.direction = direction, .reason = 1, .port = 80, .policy = 1, .key = "the key of these two"};
     struct tr_end end = {.port = 80};
@@ -183,9 +183,28 @@ static double mac_us(uint32_t rounds)
     return (cpu_us() - begun) / rounds;
 }
 
+/* Peers that are known as well, so that tables are as full as they would be. */
+static void crowd(struct pod *pod, uint32_t peers)
+{
+    for (uint32_t i = 0; i < peers; i++) {
+        uint8_t assertion[ASSERTION] = {0}, id[TR_ID_SIZE] = {1};
+        struct pod peer;
+
+        memcpy(id + 4, &i, sizeof i);
+        tr_map_v4(peer.address, (const uint8_t[]){10, 2, (uint8_t)(i >> 8), (uint8_t)i});
+        peer.token = tr_token_new(1000 + i, id, assertion, sizeof assertion, 1e12);
+        if (!peer.token)
+            fail("no memory");
+        acquaint(pod, &peer, TR_EGRESS);
+        acquaint(pod, &peer, TR_INGRESS);
+        tr_token_release(peer.token);
+    }
+}
+
 int main(int argc, char **argv)
 {
     uint32_t rounds = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 200000;
+    uint32_t peers = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 0;
     struct tr_instant now = {1000000000, 1e9};
     struct tr_engine *engine;
     struct pod client, server;
@@ -193,7 +212,7 @@ int main(int argc, char **argv)
     double begun, spent;
 
     if (!rounds || !CRYPTO_set_mem_functions(crypto_malloc, crypto_realloc, crypto_free))
-        fail("usage: handshake [ROUNDS]");
+        fail("usage: handshake [HANDSHAKES [PEERS]]");
     engine = tr_engine_new((const uint8_t *)"sixteen  octets.");
     if (!engine)
         fail("no memory");
@@ -201,6 +220,8 @@ int main(int argc, char **argv)
     make_pod(&server, engine, 3);
     acquaint(&client, &server, TR_EGRESS);
     acquaint(&server, &client, TR_INGRESS);
+    crowd(&client, peers);
+    crowd(&server, peers);
     before = allocations;
     begun = cpu_us();
     for (uint32_t i = 0; i < rounds; i++) {
@@ -211,7 +232,7 @@ int main(int argc, char **argv)
     }
     spent = (cpu_us() - begun) / rounds;
     before = allocations - before;
-    printf("{\"handshakes\": %u, \"handshake_us\": %.2f, \"allocations\": %lu, \"one_mac_us\": %.3f}\n", rounds, spent,
+    printf("{\"handshakes\": %u, \"other_peers\": %u, \"handshake_us\": %.2f, \"allocations\": %lu, \"one_mac_us\": %.3f}\n", rounds, peers, spent,
            before, mac_us(rounds));
     tr_endpoint_free(client.endpoint);
     tr_endpoint_free(server.endpoint);

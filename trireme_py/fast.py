@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 from trireme_py import _fastpath
 from trireme_py.assertion import CLOCK_SKEW_S
@@ -25,7 +25,8 @@ from trireme_py.endpoint import (
     tuple_of,
 )
 from trireme_py.errors import BadPacket
-from trireme_py.flows import BoundedTable, Tuple5
+from trireme_py.fast_tables import SUPERSEDED, BareTargets, OwnedSyns, OwnedTable
+from trireme_py.flows import Tuple5
 from trireme_py.handover import DIRECTIONS, Reader
 from trireme_py.identities import Identities, LocalIdentity, Peer
 from trireme_py.model import (
@@ -35,7 +36,6 @@ from trireme_py.model import (
     DropReason,
     FlowEvent,
     Hook,
-    Identity,
     Instant,
     PolicyView,
     Reason,
@@ -56,8 +56,6 @@ MAX_POLICIES: Final = 64
 """Policies that live connections may have been accepted under: as many as a pod has epochs (agent/marks.py)."""
 SWEEP_NS: Final = 60_000_000_000
 """How long a token that the engine has let go of is remembered: far longer than a parked packet waits."""
-
-V = TypeVar("V")
 
 _VERDICTS: Final = (Verdict.PASS, Verdict.PASS_CLEAR, Verdict.ACCEPT, Verdict.DROP)
 _PARK: Final = 4
@@ -117,76 +115,6 @@ class _Known:
     value: Peer | LocalIdentity
     unused_since: int | None = None
     """Monotonic ns."""
-
-
-class _OwnedTable(BoundedTable[Tuple5, V]):
-    """Connections that Python remembers: the engine leaves them alone."""
-
-    __slots__ = ("_engine",)
-
-    def __init__(self, engine: _fastpath.Endpoint, like: BoundedTable[Tuple5, V]) -> None:
-        super().__init__(like.limit, like.ttl_ns)
-        self._engine = engine
-
-    def entered(self, key: Tuple5) -> None:
-        self._engine.own(key[1], key[2] or 0, key[3], key[4] or 0)
-
-    def left(self, key: Tuple5) -> None:
-        self._engine.disown(key[1], key[2] or 0, key[3], key[4] or 0)
-
-
-class _OwnedSyns(BoundedTable[tuple[Address, int, int], V]):
-    """Half-open connections that Python remembers, by who asks: the pod may answer from another port than was asked."""
-
-    __slots__ = ("_engine",)
-
-    def __init__(self, engine: _fastpath.Endpoint, like: BoundedTable[tuple[Address, int, int], V]) -> None:
-        super().__init__(like.limit, like.ttl_ns)
-        self._engine = engine
-
-    def entered(self, key: tuple[Address, int, int]) -> None:
-        self._engine.own(b"", 0, *key)
-
-    def left(self, key: tuple[Address, int, int]) -> None:
-        self._engine.disown(b"", 0, *key)
-
-
-class _BareTargets(BoundedTable[tuple[Address, int | None], bool]):
-    """Destinations that get no token for a while: the engine forgets that they took one."""
-
-    __slots__ = ("_engine",)
-
-    def __init__(self, engine: _fastpath.Endpoint, like: BoundedTable[tuple[Address, int | None], bool]) -> None:
-        super().__init__(like.limit, like.ttl_ns)
-        self._engine = engine
-
-    def entered(self, key: tuple[Address, int | None]) -> None:
-        self._engine.forget_target(key[0], key[1] or 0)
-
-
-class _Superseded:
-    """Stands for a policy that is long gone: whatever it has allowed is judged again."""
-
-    def isolated(self, _: Direction) -> bool:
-        return True
-
-    @property
-    def installing(self) -> bool:
-        return False
-
-    def may_open(self, _: int) -> bool:
-        return False
-
-    def could_allow(self, direction: Direction, address: Address, protocol: int, port: int | None) -> bool:
-        raise AssertionError(f"asked about {direction}, {address!r}, {protocol}, {port}")
-
-    def decide(
-        self, direction: Direction, identity: Identity | None, address: Address, protocol: int, port: int | None
-    ) -> Decision:
-        raise AssertionError(f"asked about {direction}, {identity}, {address!r}, {protocol}, {port}")
-
-
-_SUPERSEDED: Final = _Superseded()
 
 
 def _unrecorded(counters: Counters) -> dict[tuple[Direction, Reason], int]:
@@ -256,11 +184,11 @@ class FastDatapath(Datapath):
         super().add_endpoint(endpoint, pod, addresses, identity, policy)
         tables = self._endpoints[endpoint]
         engine = _fastpath.Endpoint(self._engine, MAX_HALF_OPEN, MAX_LIVE, MAX_PEERS, MAX_VERDICTS, MAX_OWNED)
-        tables.clients = _OwnedTable(engine, tables.clients)
-        tables.live = _OwnedTable(engine, tables.live)
-        tables.servers = _OwnedSyns(engine, tables.servers)
-        tables.unanswered = _BareTargets(engine, tables.unanswered)
-        tables.minds_payload = _BareTargets(engine, tables.minds_payload)
+        tables.clients = OwnedTable(engine, tables.clients)
+        tables.live = OwnedTable(engine, tables.live)
+        tables.servers = OwnedSyns(engine, tables.servers)
+        tables.unanswered = BareTargets(engine, tables.unanswered)
+        tables.minds_payload = BareTargets(engine, tables.minds_payload)
         one = self._pods[endpoint] = _Pod(engine, self._reader(endpoint, tables))
         one.policies[one.policy] = policy
         engine.teach_identity(self._token(identity) if identity else None)
@@ -271,7 +199,7 @@ class FastDatapath(Datapath):
             self._shared,
             tables,
             lambda number: known.value if (known := self._known.get(number)) else None,
-            lambda number: self._pods[endpoint].policies.get(number, _SUPERSEDED),
+            lambda number: self._pods[endpoint].policies.get(number, SUPERSEDED),
         )
 
     def engine_endpoint(self, endpoint: int) -> _fastpath.Endpoint:

@@ -15,10 +15,10 @@ from pathlib import Path
 from shutil import which
 from typing import Final
 
+from bench.bench_handshake import ENGINE, FASTPATH
+
 ROOT: Final = Path(__file__).parents[2]
-FASTPATH: Final = ROOT / "trireme_py" / "fastpath"
 FUZZ: Final = ROOT / "tests" / "fuzz"
-ENGINE: Final = ("client", "engine", "handover", "mac", "message", "packet", "server", "siphash", "table", "teach")
 TARGETS: Final = ("packet", "message", "engine")
 FLAGS: Final = ("-std=c11", "-O1", "-g", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-fno-sanitize-recover=all")
 LONGEST: Final = {"packet": 1600, "message": 1300, "engine": 400}

@@ -180,7 +180,7 @@ void tr_server_syn(struct tr_turn *);
 void tr_server_syn_ack(struct tr_turn *);
 void tr_server_proof(struct tr_turn *);
 
-/* engine.c */
+/* endpoint.c */
 uint64_t tr_hash(const struct tr_endpoint *, const void *key, size_t size);
 struct tr_owned *tr_find_owned(const struct tr_endpoint *, const struct tr_tuple *, uint64_t hash);
 struct tr_syn *tr_find_syn(const struct tr_endpoint *, const struct tr_tuple *key);
