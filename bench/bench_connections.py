@@ -90,6 +90,14 @@ def alone(lane: Lane) -> Figures:
     return {"p50": result["connect"]["p50"] / 1000, "first": result["first"]["p50"] / 1000}
 
 
+def first_contact(lane: Lane) -> Figures:
+    """One connection between identities that have not met, and the one after it."""
+    if lane.program and isinstance(lane.kind.what, Protection):
+        lane.program.tell("renew")
+    cold, warm = (lane.connect(1, 1.0, 1) for _ in range(2))
+    return {"cold": cold["first"]["p50"] / 1000, "warm": warm["first"]["p50"] / 1000}
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
@@ -100,6 +108,7 @@ def compare_lanes(rounds: int, out: Path) -> str:
         lanes = [open_lane(stack, number, kind) for number, kind in enumerate(KINDS)]
         seen = in_turns(lanes, rounds, connections)
         more = in_turns(lanes, max(3, rounds // 2), others)
+        met = in_turns(lanes[-3:], rounds * 2, first_contact)
     floor = seen[FLOOR.name]
     psk, pki = seen["ours, C, PSK"], seen["ours, C, PKI"]
     latency = [
@@ -118,6 +127,11 @@ def compare_lanes(rounds: int, out: Path) -> str:
         [name, f"{median(one, 'first'):,.0f}", f"{median(one, 'later'):,.0f}", f"{median(one, 'stream') / 1e9:.2f}",
          f"{ratio(one, base, 'stream'):.2f}x"]
         for name, one in more.items()
+    ]  # fmt: skip
+    contacts = [
+        [name, f"{median(one, 'cold'):,.0f}", f"{max(figures['cold'] for figures in one):,.0f}",
+         f"{median(one, 'warm'):,.0f}"]
+        for name, one in met.items()
     ]  # fmt: skip
     chart = [(name, (median(one, "rate 64"), median(one, "rate 512"))) for name, one in seen.items()]
     (out / "rate.svg").write_text(
@@ -142,6 +156,12 @@ Many at a time: connections per second, and the processor time of what protects 
 PKI against PSK, both warm: connected p50 {ratio(pki, psk, "connect p50 1"):.2f}x, 64 in flight \
 {ratio(pki, psk, "rate 64"):.2f}x.
 
+## First contact
+
+From `connect` to the first octet, in µs, right after both identities were renewed, and for the connection after that.
+Each is one connection of a process that has just begun, so both are slower than above.
+
+{table(("", "first contact p50", "slowest", "the next one"), contacts)}
 ## Datagrams and streams
 
 Answers to datagrams, in µs: the first of a flow, and later ones. One TCP stream, in GB/s.
@@ -183,7 +203,7 @@ def main() -> None:
         lambda: compare_lanes(arguments.rounds, out),
         lambda: compare_sizes(arguments.rounds),
         lambda: flood.report(arguments.rounds),
-        lambda: memory.report(out),
+        memory.report,
     )
     for section in sections:
         parts.append(section())

@@ -66,12 +66,22 @@ class Program:
         self.process = inside.run(start) if inside is not None else start()
 
     def __enter__(self) -> Program:
+        self._hear()
+        return self
+
+    def tell(self, command: str) -> None:
+        """Give a command and wait until it is carried out."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{command}\n")
+        self.process.stdin.flush()
+        self._hear()
+
+    def _hear(self) -> None:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"{self.process.args!r} ended with {self.process.wait()}")
         assert json.loads(line) == {"ready": 1}
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -84,10 +94,11 @@ class Program:
         tasks = Path("/proc", str(self.process.pid), "task").iterdir()
         return sum(int((task / "schedstat").read_text(encoding="ascii").split()[0]) for task in tasks)
 
-    def resident_kb(self) -> int:
-        """Return the memory it alone has."""
-        lines = Path("/proc", str(self.process.pid), "smaps_rollup").read_text(encoding="ascii").splitlines()
-        return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:")))
+
+def private_kb(pid: int) -> int:
+    """Return the memory that a process shares with nobody."""
+    lines = Path("/proc", str(pid), "smaps_rollup").read_text(encoding="ascii").splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:")))
 
 
 @dataclass(slots=True)

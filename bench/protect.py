@@ -2,7 +2,8 @@
 
     python -m bench.protect '{"impl": "c", "mode": "psk", …}'   (bench/lanes.py, Protection)
 
-Prints a line when the pods are protected, and ends with its input. All but configuration files is the agent's own.
+Prints a line when the pods are protected. Each line of its input gives them new identities; with its input it ends.
+All but configuration files is the agent's own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from policy.decode import decode
 from policy.engine import PolicyEngine
 from policy.objects import Namespace, Object, Pod
 from tests.harness import implementation
-from tests.harness.node import PSK, TRUST_DOMAIN, Node, pki
+from tests.harness.node import PSK, TRUST_DOMAIN, Node, make_identity, pki
 from trireme_py.auth_psk import PskAuthenticator
 from trireme_py.model import PolicyView
 
@@ -73,7 +74,10 @@ def main() -> None:
         gc.collect()
         gc.freeze()
         print(json.dumps({"ready": 1}), flush=True)
-        sys.stdin.read()
+        for _ in sys.stdin:  # each line asks for new identities
+            for name in wanted["pods"]:
+                node.set_identity(name, make_identity(authenticator, name))
+            print(json.dumps({"ready": 1}), flush=True)
 
 
 if __name__ == "__main__":

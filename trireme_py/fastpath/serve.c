@@ -17,15 +17,15 @@
 #define NONCES 32
 /* Drawn from the kernel at a time. */
 
-/* What may wait for Python, by class, and how much of it a second: the network must not be able to keep it busy. A packet
- * of somebody unknown takes Python some 60 us. */
+/* What may wait for Python, by class, and how much of it a second, for each thread: the network must not be able to keep
+ * Python busy. A packet takes it some 60 us. */
 static const struct limit {
     size_t packets, octets;
     uint64_t per_second; /* 0: as many as come */
 } limits[TR_PARK_ENTROPY] = {
     [TR_PARK_OWNED] = {8192, 16 << 20, 0},
     [TR_PARK_KNOWN] = {2048, 2 << 20, 0},
-    [TR_PARK_PLAIN] = {2048, 4 << 20, 4000},
+    [TR_PARK_PLAIN] = {4096, 8 << 20, 8000},
     [TR_PARK_STRANGER] = {2048, 2 << 20, 500},
 };
 
