@@ -358,7 +358,7 @@ static PyObject *queue_answer(PyObject *object, PyObject *arguments)
 
 static PyObject *queue_counters(PyObject *object, PyObject *Py_UNUSED(nothing))
 {
-    struct tr_pod *pod = started(object);
+    struct tr_pod *pod = opened(object);
     if (pod == NULL) return NULL;
     struct tr_pod_counters now;
     Py_BEGIN_ALLOW_THREADS

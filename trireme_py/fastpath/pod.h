@@ -85,6 +85,7 @@ struct tr_worker {
     pthread_t thread;
     bool started;
     int epoll;
+    int stop; /* readable when the thread is to end */
     struct tr_pod **slots;
     uint32_t *generations;
     uint32_t slot_count, pods;

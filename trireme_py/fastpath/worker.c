@@ -45,12 +45,10 @@ static void *run(void *argument)
 static void end_worker(struct tr_worker *worker)
 {
     if (worker->started) {
-        int stop = eventfd(1, EFD_CLOEXEC);
-        struct epoll_event event = {.events = EPOLLIN, .data.u64 = NO_SLOT};
-        if (stop < 0 || epoll_ctl(worker->epoll, EPOLL_CTL_ADD, stop, &event) != 0) abort(); /* out of descriptors */
+        eventfd_write(worker->stop, 1);
         pthread_join(worker->thread, NULL);
-        close(stop);
     }
+    if (worker->stop >= 0) close(worker->stop);
     if (worker->epoll >= 0) close(worker->epoll);
     tr_outbox_free(&worker->outbox);
     free(worker->inbox);
@@ -68,7 +66,11 @@ static int begin_worker(struct tr_worker *worker, unsigned number)
     worker->inbox = malloc(sizeof *worker->inbox);
     worker->next = malloc(sizeof *worker->next);
     worker->epoll = epoll_create1(EPOLL_CLOEXEC);
-    if (worker->epoll < 0) return errno;
+    worker->stop = eventfd(0, EFD_CLOEXEC);
+    struct epoll_event stop = {.events = EPOLLIN, .data.u64 = NO_SLOT};
+    if (worker->epoll < 0 || worker->stop < 0 ||
+        epoll_ctl(worker->epoll, EPOLL_CTL_ADD, worker->stop, &stop) != 0)
+        return errno;
     if (worker->inbox == NULL || worker->next == NULL || tr_outbox_init(&worker->outbox, OUTBOX_SIZE) != 0)
         return ENOMEM;
     tr_inbox_init(worker->inbox);
@@ -90,7 +92,7 @@ struct tr_workers *tr_workers_new(unsigned count)
     if (workers == NULL) return NULL;
     pthread_mutex_init(&workers->assigning, NULL);
     for (; workers->count < count; workers->count++) {
-        workers->workers[workers->count].epoll = -1;
+        workers->workers[workers->count].epoll = workers->workers[workers->count].stop = -1;
         int error = begin_worker(&workers->workers[workers->count], workers->count);
         if (error != 0) {
             workers->count++;
@@ -253,9 +255,9 @@ int tr_pod_error(struct tr_pod *pod)
 
 void tr_pod_counters(struct tr_pod *pod, struct tr_pod_counters *counters)
 {
-    fair_lock_take(&pod->worker->lock);
+    if (pod->worker != NULL) fair_lock_take(&pod->worker->lock);
     *counters = pod->counters;
     counters->refused += pod->queue.errors.refused;
     counters->malformed += pod->queue.errors.malformed;
-    fair_lock_release(&pod->worker->lock);
+    if (pod->worker != NULL) fair_lock_release(&pod->worker->lock);
 }
