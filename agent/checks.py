@@ -17,10 +17,11 @@ from typing import Final
 
 from agent import netns, ruleset
 from agent.conntrack import sweep
-from agent.marks import FIRST_EPOCH, Marks
+from agent.marks import Marks
+from agent.noderules import every_kind
 from agent.rules import families
 from agent.rules_restore import Variant, attempt, takes
-from agent.ruleset import PodRules, Words
+from agent.ruleset import Words
 from agent.status import Status
 from trireme_py.errors import KernelError
 
@@ -139,7 +140,7 @@ def lacking(variant: Variant) -> list[str]:
     """
     found: dict[str, bool] = {}
     for family in families():
-        for table, chains in ruleset.wanted(PodRules(Marks(), FIRST_EPOCH), family).items():
+        for table, chains in (item for rules in every_kind() for item in rules.chains(family).items()):
             for rule in (rule for rules in chains.values() for rule in rules):
                 for name, alone in extensions(rule):
                     key = f"{table} {family.value} {name}"

@@ -22,7 +22,7 @@ from agent.loop import Loop
 from agent.marks import Marks
 from agent.metrics import QUEUE_ERRORS, QueueReading
 from agent.nfqueue import CrashGuard, PodQueue
-from agent.noderules import NodeRules
+from agent.own_node import NodeRules
 from agent.rules import RuleBackend
 from agent.ruleset import OwnNode, PodRules
 from trireme_py.datapath import Datapath, Gauges

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -19,6 +19,9 @@ from trireme_py.model import Address
 _IFF_UP: Final = 0x1  # include/uapi/linux/if.h
 _NEWS: Final = 0x1 | 0x10 | 0x100  # RTMGRP_LINK, _IPV4_IFADDR, _IPV6_IFADDR, include/uapi/linux/rtnetlink.h
 _DATAGRAM: Final = 65_536
+_BRIDGE_SETTINGS: Final = tuple(Path(f"/proc/sys/net/bridge/bridge-nf-call-{tables}tables") for tables in ("ip", "ip6"))
+
+T = TypeVar("T")
 
 
 def addresses_of(namespace: Path) -> frozenset[Address]:
@@ -49,7 +52,39 @@ def node_addresses_of(namespace: Path) -> frozenset[Address]:
     return _ask(namespace, read)
 
 
-def _ask(namespace: Path, read: Callable[[], frozenset[Address]]) -> frozenset[Address]:
+def unfiltered_bridges_of(namespace: Path) -> dict[str, frozenset[Address]]:
+    """Return the bridges there whose frames do not pass iptables, by name, each with its addresses.
+
+    Raises :class:`KernelError`.
+    """
+
+    def read() -> dict[str, frozenset[Address]]:
+        if all(map(_is_set, _BRIDGE_SETTINGS)):
+            return {}
+        with IPRoute() as route:
+            bridges = {link["index"]: link for link in route.get_links(kind="bridge") if not _filters(link)}
+            entries = list(route.get_addr())
+        return {
+            link.get_attr("IFLA_IFNAME"): _own(entry for entry in entries if entry["index"] == index)
+            for index, link in bridges.items()
+        }
+
+    return _ask(namespace, read)
+
+
+def _is_set(setting: Path) -> bool:
+    try:
+        return setting.read_text(encoding="ascii").strip() == "1"
+    except FileNotFoundError:
+        return False  # br_netfilter is not loaded
+
+
+def _filters(link: Any) -> bool:
+    settings = link.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
+    return all(settings.get_attr(f"IFLA_BR_NF_CALL_{tables}TABLES") for tables in ("IP", "IP6"))
+
+
+def _ask(namespace: Path, read: Callable[[], T]) -> T:
     try:
         return netns.run_inside(namespace, read)
     except (NetlinkError, OSError) as error:

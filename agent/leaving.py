@@ -55,6 +55,8 @@ def _clean(namespace: Path, say: Callable[[str], None]) -> str:
         for backend in removers():
             backend.remove(namespace)
     except TriremeError as error:
+        if not netns.exists(namespace):
+            return ""  # a pod that ended meanwhile
         return f"{namespace}: {error}; correct this and run trireme cleanup again"
     say(f"cleaned {namespace}")
     return ""

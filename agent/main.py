@@ -38,9 +38,9 @@ from agent.marks import Marks
 from agent.mode import Mode
 from agent.netns import namespace_path
 from agent.nfqueue import CrashGuard, PodQueue
-from agent.noderules import NodeRules
 from agent.notify import notify
 from agent.outputs import Outputs
+from agent.own_node import NodeRules
 from agent.reconciler import OWN_NAMESPACE, Reconciler
 from agent.reports import Parts, Reports
 from agent.rules import RuleBackend

@@ -124,8 +124,14 @@ def remove(namespace: str | os.PathLike[str]) -> None:
 
 
 def exists(namespace: str | os.PathLike[str]) -> bool:
-    """Tell whether there is something to enter at this name or path."""
-    return namespace_path(namespace).exists()
+    """Tell whether there is a network namespace at this name or path.
+
+    Where one is removed, the file that it was mounted on stays for a moment.
+    """
+    try:
+        return namespace_path(namespace).stat().st_dev == os.stat("/proc/self/ns/net").st_dev
+    except OSError:
+        return False
 
 
 def _unshare(what: object) -> None:

@@ -15,17 +15,23 @@ protocols mean them.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from pathlib import Path
+from ipaddress import ip_network
 from typing import Final
 
-from agent.interfaces import AddressNews, node_addresses_of
-from agent.logs import fields
-from agent.rules import RuleBackend
-from agent.ruleset import NEIGHBOUR_DISCOVERY, UNFORWARDED, Chains, Family, Jumps, Network, OwnNode, Words
-
-log = logging.getLogger(__name__)
+from agent.marks import FIRST_EPOCH, Marks
+from agent.ruleset import (
+    NEIGHBOUR_DISCOVERY,
+    UNFORWARDED,
+    Chains,
+    Family,
+    Jumps,
+    Network,
+    OwnNode,
+    PodRules,
+    RuleSet,
+    Words,
+)
 
 JUMPS: Final[Jumps] = {"mangle": {"POSTROUTING": ("!", "-o", "lo", "-j", "TRM-HOST")}}
 _MEANT: Final = 31
@@ -69,47 +75,8 @@ class HostRules:
         }
 
 
-class NodeRules:
-    """Keeps the node's rules in place, and knows the node's addresses. Use it from one thread."""
-
-    def __init__(self, namespace: Path, pods: tuple[Network, ...], backend: RuleBackend) -> None:
-        """Lay the rules and read the addresses. Raises :class:`~trireme_py.errors.KernelError`."""
-        self._namespace = namespace
-        self._rules = HostRules(pods)
-        self._backend = backend
-        self._news = AddressNews(namespace)
-        self._stale = False
-        try:
-            self.own = self._read()
-            backend.apply(namespace, self._rules)
-        except BaseException:
-            self.close()
-            raise
-
-    def changed(self) -> bool:
-        """Look whether the node has other addresses than before; ``own`` then has them. Raises KernelError."""
-        self._stale = self._news.any() or self._stale
-        if not self._stale:
-            return False
-        before, self.own = self.own, self._read()
-        self._stale = False
-        if before == self.own:
-            return False
-        gone = set(before.addresses) - set(self.own.addresses)
-        log.info("the node's addresses changed", extra=fields(now=len(self.own.addresses), gone=len(gone)))
-        return True
-
-    def _read(self) -> OwnNode:
-        return OwnNode(tuple(sorted(node_addresses_of(self._namespace))), self._rules.pods)
-
-    def verify(self) -> None:
-        """Lay the rules again if somebody changed them. Raises KernelError."""
-        if self._backend.apply(self._namespace, self._rules):
-            log.error(
-                "the node's rules had been changed by somebody else and were laid again",
-                extra=fields(namespace=self._namespace),
-            )
-
-    def close(self) -> None:
-        """Let go; the rules stay."""
-        self._news.close()
+def every_kind() -> tuple[RuleSet, RuleSet]:
+    """Return a pod's rules and a node's with every kind of rule in them, to be tried on a machine."""
+    pods = (ip_network("192.0.2.0/24"), ip_network("2001:db8::/32"))  # for documentation: RFC 5737 and 3849
+    node = OwnNode(tuple(network[1].packed for network in pods), pods)
+    return PodRules(Marks(), FIRST_EPOCH, node=node), HostRules(pods)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from agent import netns, ruleset
-from agent.marks import FIRST_EPOCH, Marks, newer_epoch
+from agent.marks import Marks, newer_epoch
+from agent.noderules import every_kind
 from agent.rules import families
 from agent.ruleset import Family, PodRules, RuleSet
 from trireme_py.errors import KernelError
@@ -181,20 +182,20 @@ def _run(argv: list[str], stdin: str = "") -> str:
 
 
 def attempt(variant: Variant) -> RestoreBackend:
-    """Return the back end of ``variant`` after writing all our rules into a scratch namespace with it.
+    """Return the back end of ``variant`` after writing all our rules into scratch namespaces with it.
 
     Raises KernelError with what it answered.
     """
     backend = RestoreBackend(variant)
-    rules = PodRules(Marks(), FIRST_EPOCH)
-    netns.run_inside_new(lambda: backend._apply_here(rules))
+    for rules in every_kind():
+        netns.run_inside_new(lambda rules=rules: backend._apply_here(rules))  # type: ignore[misc]
     return backend
 
 
 def takes(variant: Variant, family: Family, table: str, rule: ruleset.Words) -> bool:
-    """Tell whether ``rule`` can be written with ``variant``, in PREROUTING of a scratch namespace."""
+    """Tell whether ``rule`` can be written with ``variant``, in OUTPUT of a scratch namespace."""
     backend = RestoreBackend(variant)
-    text = f"*{table}\n{ruleset.line('-A', 'PREROUTING', rule)}\nCOMMIT\n"
+    text = f"*{table}\n{ruleset.line('-A', 'OUTPUT', rule)}\nCOMMIT\n"
     try:
         netns.run_inside_new(lambda: backend._restore(family, text))
     except KernelError:

@@ -25,7 +25,8 @@ class Rollout:
         if config.kubeconfig is None:
             namespace = own_namespace("spec.kubernetes.kubeconfig")
             self._installation = Installation(api, config.node, namespace, directory)
-            self.chores = (self._installation, Announcer(api, config.node, namespace))
+            # In this order: the last agent to announce itself may be the one that compares.
+            self.chores = (Announcer(api, config.node, namespace), self._installation)
 
     def begin(self, set_installing: Callable[[bool], None], stop: threading.Event) -> None:
         """Find out whether the installation lasts, and say so, now and when it ends. Call it before pods are held.

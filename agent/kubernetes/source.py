@@ -69,6 +69,8 @@ class ClusterSource:
         """What has changed and is not in the files yet; None: deleted."""
         self._left: dict[Path, tuple[int, int]] = {}
         """Namespaces that the runtime is taking away, by their files: no pod is held there any more."""
+        self._located: dict[str, str] = {}
+        """By ``namespace/name``: the uid of each pod whose namespace has been seen."""
         self._look = False
         self.since_s: float | None = None
         """When the first of what was fed last came, by the monotonic clock; None: nothing new was."""
@@ -139,14 +141,19 @@ class ClusterSource:
     def candidates(self) -> Iterator[Candidate]:
         self._left = {path: inode for path, inode in tuple(self._left.items()) if inode_of(path) == inode}
         left = frozenset(self._left.values())
+        self._located = {name: uid for name, uid in self._located.items() if name in self._pods}
         for pod in self._pods.values():
             if pod.host_network or pod.completed:
                 continue
             path = self._locator.locate(pod)
-            if path is not None and left and inode_of(path) in left:
-                continue
+            if path is not None:
+                self._located[f"{pod.namespace}/{pod.name}"] = pod.uid
+                if left and inode_of(path) in left:
+                    continue
             problem = None
-            if path is None and (pod.phase == "Running" or pod.addresses) and pod.deletion_timestamp is None:
+            running = (pod.phase == "Running" or bool(pod.addresses)) and pod.deletion_timestamp is None
+            # The runtime takes the namespace of a pod that has ended away before the API says that it has.
+            if path is None and running and self._located.get(f"{pod.namespace}/{pod.name}") != pod.uid:
                 text = "its network namespace is not found, so it is not enforced"
                 problem = self.problem(pod, text, "on the node, see: ip netns list; ip netns exec NAME ip address")
             yield Candidate(pod, path, problem, pod.addresses)

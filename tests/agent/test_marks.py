@@ -37,6 +37,15 @@ def test_the_values_are_those_of_the_documentation() -> None:
     assert marks.accepted(1) == 0x810000
     assert marks.answer(Verdict.PASS, 0, 1) == 0x400000
     assert marks.pass_clear == 0x410000
+    assert marks.node == 0xC00000
+
+
+@given(MASKS)
+def test_the_node_s_mark_is_saved_like_an_answer_and_is_no_epoch(mask: int) -> None:
+    marks = Marks(mask)
+    assert marks.node & marks.accept_bit
+    assert marks.epoch(marks.node) is None
+    assert marks.node not in {marks.accepted(epoch) for epoch in range(FIRST_EPOCH, LAST_EPOCH + 1)}
 
 
 @pytest.mark.parametrize("verdict", [Verdict.DROP, Verdict.HOLD])

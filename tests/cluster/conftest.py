@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.cluster import build, machine
 from tests.cluster.cluster import Cluster
 from tests.cluster.down import down
+from tests.cluster.installation import OVERLAYS, Installed, build_image
 from tests.cluster.up import up
 
 
@@ -25,3 +27,45 @@ def cluster() -> Iterator[Cluster]:
     yield up()
     if not ran_before:
         down()
+
+
+@pytest.fixture(scope="session")
+def image(cluster: Cluster) -> Path:
+    """Build the image of this checkout and load it on every node."""
+    archive = build_image()
+    cluster.load_image(archive)
+    return archive
+
+
+@pytest.fixture(scope="module")
+def installed(
+    cluster: Cluster, image: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Installed]:
+    """Give the agent, installed by one ``kubectl apply -k`` with a fresh key and ready on every node.
+
+    A module that wants both modes: ``@pytest.mark.parametrize("installed", ["psk", "pki"], indirect=True)``; psk
+    without. At the end it is uninstalled, and nothing may be left.
+    """
+    mode = getattr(request, "param", "psk")
+    installed = Installed(cluster, OVERLAYS / mode, mode)
+    installed.prepare(tmp_path_factory.mktemp("keys"))
+    try:
+        installed.apply()
+        installed.wait()
+        yield installed
+    except BaseException:
+        print(installed.diagnosis())
+        raise
+    finally:
+        said = installed.remove()
+    installed.gone(said)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.CallInfo[None], None]:
+    """Add what the agents say to a failure of a test that has them."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    installed = getattr(item, "funcargs", {}).get("installed")
+    if report.when == "call" and report.failed and isinstance(installed, Installed):
+        report.sections.append(("agents", installed.diagnosis()))

@@ -7,26 +7,23 @@ nodes. The API server goes away by way of a relay in front of it, for this test 
 from __future__ import annotations
 
 import json
-import secrets
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from agent.kubernetes.api import ApiServer
-from agent.kubernetes.calls import MERGE_PATCH
-from agent.kubernetes.kubeconfig import read
 from agent.kubernetes.reflector import Reflector
 from agent.kubernetes.resources import watched
 from agent.lab import Lab, LabPod
 from policy.objects import Namespace, Pod
 from tests.cluster.cluster import Cluster
+from tests.cluster.made_up import Site
 from tests.harness.agent_process import AgentProcess, Configuration, trireme
 from tests.harness.api_stand_in import wait_until
 from tests.harness.tcp_relay import Relay
@@ -42,84 +39,31 @@ pytestmark = [
 PORT = 80
 
 
-class Site:
-    """A namespace and a node of the test's own, in the real cluster."""
-
-    def __init__(self, cluster: Cluster, relay: Relay) -> None:
-        self.name = self.node = f"trm-watch-{secrets.token_hex(4)}"
-        self._access = read(cluster.kubeconfig)
-        self._api = ApiServer(self._access)
-        self.kubeconfig = cluster.kubeconfig
-        self.relay = relay
-
-    def relayed(self) -> ApiServer:
-        return ApiServer(replace(self._access, port=self.relay.port))
-
-    def call(self, method: str, path: str, body: Any = None, *, content_type: str = "application/json") -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        status, answer = self._api.request(method, path, data, content_type=content_type)
-        assert status < 300, answer
-        return json.loads(answer)
-
-    def create(self, collection: str, name: str, **parts: Any) -> None:
-        self.call("POST", collection, {**parts, "metadata": {"name": name, **parts.get("metadata", {})}})
-
-    @property
-    def pods(self) -> str:
-        return f"/api/v1/namespaces/{self.name}/pods"
-
-    @property
-    def policies(self) -> str:
-        return f"/apis/networking.k8s.io/v1/namespaces/{self.name}/networkpolicies"
-
-    def pod(self, name: str, *addresses: object) -> None:
-        """Make a pod that runs, on the node that is not there."""
-        spec = {
-            "nodeName": self.node,
-            "containers": [{"name": "c", "image": "none"}],
-            "tolerations": [{"operator": "Exists"}],
-        }
-        self.create(self.pods, name, metadata={"labels": {"app": name}}, spec=spec)
-        status = {"phase": "Running", "podIP": str(addresses[0]), "podIPs": [{"ip": str(one)} for one in addresses]}
-        self.call("PATCH", f"{self.pods}/{name}/status", {"status": status}, content_type=MERGE_PATCH)
-
-    def policy(self, name: str, allowed: str) -> None:
-        peer = {"podSelector": {"matchLabels": {"app": allowed}}}
-        spec = {"podSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"from": [peer]}]}
-        self.create(self.policies, name, spec=spec)
-
-    def label(self, path: str, **labels: str) -> None:
-        self.call("PATCH", path, {"metadata": {"labels": labels}}, content_type=MERGE_PATCH)
-
-    def open(self) -> None:
-        self.create("/api/v1/namespaces", self.name)
-        self.create("/api/v1/nodes", self.node, spec={"unschedulable": True})
-        account = f"/api/v1/namespaces/{self.name}/serviceaccounts/default"
-        assert wait_until(lambda: self._api.request("GET", account)[0] == 200), "pods need it"
-
-    def close(self) -> None:
-        for pod in self.call("GET", self.pods)["items"]:
-            self.call("DELETE", f"{self.pods}/{pod['metadata']['name']}?gracePeriodSeconds=0")
-        self.call("DELETE", f"/api/v1/nodes/{self.node}")
-        self.call("DELETE", f"/api/v1/namespaces/{self.name}")
+@pytest.fixture
+def site(cluster: Cluster) -> Iterator[Site]:
+    site = Site(cluster.kubeconfig)
+    site.open()
+    yield site
+    site.close()
 
 
 @pytest.fixture
-def site(cluster: Cluster) -> Iterator[Site]:
-    with Relay(read(cluster.kubeconfig).port) as relay:
-        site = Site(cluster, relay)
-        site.open()
-        yield site
-        site.close()
+def relay(site: Site) -> Iterator[Relay]:
+    with Relay(site.access.port) as relay:
+        yield relay
+
+
+def relayed(site: Site, relay: Relay) -> ApiServer:
+    return ApiServer(replace(site.access, port=relay.port))
 
 
 @contextmanager
 def watching(
-    site: Site, kind: str, prepare: Callable[[Reflector], None] = lambda _: None
+    site: Site, relay: Relay, kind: str, prepare: Callable[[Reflector], None] = lambda _: None
 ) -> Iterator[tuple[State, Reflector]]:
     resource = next(one for one in watched(site.node) if one.kind == kind)
     state = State()
-    reflector = Reflector(site.relayed(), resource, state.inbox)
+    reflector = Reflector(relayed(site, relay), resource, state.inbox)
     prepare(reflector)
     reflector.start()
     try:
@@ -129,10 +73,10 @@ def watching(
         state.inbox.close()
 
 
-def test_pods_of_the_own_node_are_followed_and_no_others(site: Site) -> None:
+def test_pods_of_the_own_node_are_followed_and_no_others(site: Site, relay: Relay) -> None:
     site.pod("first", "10.244.99.1", "fd00::99:1")
     key = f"Pod/{site.name}/first"
-    with watching(site, "Pod") as (state, _):
+    with watching(site, relay, "Pod") as (state, _):
         state.wait_until(lambda: key in state.objects)
         pod = state.objects[key].item
         assert isinstance(pod, Pod)
@@ -144,9 +88,9 @@ def test_pods_of_the_own_node_are_followed_and_no_others(site: Site) -> None:
         state.wait_for()
 
 
-def test_namespaces_come_as_metadata_alone_and_their_labels_are_followed(site: Site) -> None:
+def test_namespaces_come_as_metadata_alone_and_their_labels_are_followed(site: Site, relay: Relay) -> None:
     key = f"Namespace/{site.name}"
-    with watching(site, "Namespace") as (state, reflector):
+    with watching(site, relay, "Namespace") as (state, reflector):
         state.wait_until(lambda: key in state.objects)
         assert "Namespace/kube-system" in state.objects
         path = f"/api/v1/namespaces/{site.name}"
@@ -158,38 +102,38 @@ def test_namespaces_come_as_metadata_alone_and_their_labels_are_followed(site: S
             return isinstance(namespace, Namespace) and namespace.labels == labels
 
         state.wait_until(labelled)
-        connection = site.relayed().connect()
+        connection = relayed(site, relay).connect()
         answer = connection.send("GET", reflector.resource.path(), accept=reflector.resource.accept_list)
         assert json.loads(answer.read())["kind"] == "PartialObjectMetadataList"
         connection.close()
 
 
-def test_a_version_that_the_server_has_forgotten_is_listed_anew(site: Site) -> None:
+def test_a_version_that_the_server_has_forgotten_is_listed_anew(site: Site, relay: Relay) -> None:
     site.policy("only", "nobody")
 
     def begin_long_ago(reflector: Reflector) -> None:
         reflector._version = "1"
 
-    with watching(site, "NetworkPolicy", begin_long_ago) as (state, reflector):
+    with watching(site, relay, "NetworkPolicy", begin_long_ago) as (state, reflector):
         state.wait_until(lambda: f"NetworkPolicy/{site.name}/only" in state.objects)
         assert reflector.reading.restarts == {"gone": 1}
 
 
-def test_what_happened_while_the_server_was_away_is_told_when_it_is_back_without_a_list(site: Site) -> None:
-    with watching(site, "NetworkPolicy") as (state, reflector):
+def test_what_happened_while_the_server_was_away_is_told_without_a_list(site: Site, relay: Relay) -> None:
+    with watching(site, relay, "NetworkPolicy") as (state, reflector):
         state.wait_until(lambda: True)
         assert wait_until(lambda: reflector.trouble == "")
-        site.relay.go_away()
+        relay.go_away()
         assert wait_until(lambda: reflector.reading.restarts.total() >= 2)
         site.policy("meanwhile", "nobody")
-        site.relay.come_back()
+        relay.come_back()
         state.wait_until(lambda: f"NetworkPolicy/{site.name}/meanwhile" in state.objects)
         assert state.lists == 1
         assert wait_until(lambda: reflector.trouble == "")
 
 
-def test_a_kind_that_is_not_installed_is_no_trouble(site: Site) -> None:
-    with watching(site, "ClusterNetworkPolicy") as (state, reflector):
+def test_a_kind_that_is_not_installed_is_no_trouble(site: Site, relay: Relay) -> None:
+    with watching(site, relay, "ClusterNetworkPolicy") as (state, reflector):
         state.wait_for()
         assert (reflector.trouble, reflector.reading.restarts.total()) == ("", 0)
 
@@ -204,10 +148,10 @@ class Node:
 
 
 @pytest.fixture
-def node(site: Site, tmp_path: Path) -> Iterator[Node]:
+def node(site: Site, cluster: Cluster, relay: Relay, tmp_path: Path) -> Iterator[Node]:
     with Lab("watch") as lab, tempfile.TemporaryDirectory(prefix="trm-watch-", dir="/tmp") as namespaces:
-        kubeconfig = yaml.safe_load(site.kubeconfig.read_text())
-        kubeconfig["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{site.relay.port}"
+        kubeconfig = yaml.safe_load(cluster.kubeconfig.read_text())
+        kubeconfig["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{relay.port}"
         (tmp_path / "kube.yaml").write_text(yaml.safe_dump(kubeconfig))
         spec = f"{{node: {site.node}, kubeconfig: ../kube.yaml, networkNamespaces: [{namespaces}]}}"
         configuration = Configuration(tmp_path, str(lab.router.path), kubernetes=spec)
@@ -221,7 +165,7 @@ def node(site: Site, tmp_path: Path) -> Iterator[Node]:
         assert done.returncode == 0, done.stderr
 
 
-def test_an_agent_by_the_real_api_and_through_its_absence(site: Site, node: Node) -> None:
+def test_an_agent_by_the_real_api_and_through_its_absence(site: Site, relay: Relay, node: Node) -> None:
     client, server = node.client, node.server
     site.policy("only", "client")
     pod = f"pod={site.name}/server"
@@ -236,7 +180,7 @@ def test_an_agent_by_the_real_api_and_through_its_absence(site: Site, node: Node
             with agent.after("identity issued", f"pod={site.name}/client"):
                 site.label(f"{site.pods}/client", app="guest")
             assert ask(client, server.ipv6, PORT) == b"hello"
-            site.relay.go_away()
+            relay.go_away()
             agent.wait_for("watch interrupted", "resource=networkpolicies")
             assert ask(client, server.ipv4, PORT) == b"hello"
             agent.end(signal.SIGKILL)
@@ -245,7 +189,7 @@ def test_an_agent_by_the_real_api_and_through_its_absence(site: Site, node: Node
             assert ask(client, server.ipv4, PORT) == b"hello"
             site.call("DELETE", f"{site.policies}/only")
             with agent.after("policy in force", pod):
-                site.relay.come_back()
+                relay.come_back()
             with agent.after("policy in force", pod):
                 site.policy("only", "nobody")
             assert refused(client, server.ipv4, PORT)

@@ -8,7 +8,7 @@ from types import TracebackType
 from agent.enforcement import PodEnforcement
 from agent.failmode import FailMode
 from agent.lab import LabNamespace
-from agent.noderules import NodeRules
+from agent.own_node import NodeRules
 from agent.ruleset import DEFAULT_QUEUE
 from tests.harness.node import POD_RANGES, Node, make_identity
 from trireme_py.model import Address, PolicyView

@@ -11,11 +11,23 @@ from agent.kubernetes.resources import Known
 from tests.harness.api_stand_in import PATIENCE_S
 
 
+class CountingInbox(Inbox):
+    """Remembers how many objects each list had, also of those that the next one has overtaken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def put_list(self, resource: str, objects: dict[str, Known], now_s: float) -> None:
+        self.sizes.append(len(objects))
+        super().put_list(resource, objects, now_s)
+
+
 @dataclass
 class State:
     """The reader of one watch's inbox."""
 
-    inbox: Inbox = field(default_factory=Inbox)
+    inbox: CountingInbox = field(default_factory=CountingInbox)
     objects: dict[str, Known] = field(default_factory=dict)
     lists: int = 0
 

@@ -18,7 +18,7 @@ from agent.lab import Lab, LabPod
 from agent.rules import RuleBackend
 from agent.rules_iptc import IptcBackend
 from agent.rules_restore import RestoreBackend, Variant
-from agent.ruleset import DEFAULT_QUEUE, PodRules
+from agent.ruleset import DEFAULT_QUEUE, PodRules, RuleSet
 from tests.harness.implementation import open_queue
 from tests.harness.node import OPEN, Node, Rules, make_identity
 from tests.harness.traffic import Server, ask, open_socket, refused
@@ -157,7 +157,7 @@ def test_a_connection_behind_a_sidecar_is_not_forgotten_while_it_lives(
 
 def test_a_namespace_that_refuses_leaves_no_other_unverified(network: Network, node: Node) -> None:
     class Refusing(RestoreBackend):
-        def apply(self, namespace: Path, rules: PodRules) -> bool:
+        def apply(self, namespace: Path, rules: RuleSet) -> bool:
             if namespace == network.client.path and refuse:
                 raise KernelError("no")
             return super().apply(namespace, rules)
@@ -194,7 +194,7 @@ def test_counters_never_fall_when_a_pod_goes(network: Network, node: Node) -> No
 
 def test_a_failed_attach_leaves_no_listener(network: Network, node: Node) -> None:
     class Refusing(RestoreBackend):
-        def apply(self, namespace: object, rules: PodRules) -> bool:
+        def apply(self, namespace: Path, rules: RuleSet) -> bool:
             raise KernelError("no")
 
     with pytest.raises(KernelError, match="no"):

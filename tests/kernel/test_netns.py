@@ -110,3 +110,12 @@ def test_removing_twice_is_once(two: list[Path]) -> None:
     netns.remove(two[0])
     netns.remove(two[0])
     assert not netns.exists(two[0])
+
+
+def test_a_pin_without_its_namespace_is_none(two: list[Path], tmp_path: Path) -> None:
+    """Removing is two steps: unmount, unlink. Whoever looks in between finds an empty file."""
+    assert netns.exists(two[0])
+    assert netns.exists("/proc/self/ns/net")
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert not netns.exists(plain)

@@ -166,3 +166,13 @@ def test_a_forged_frame(network: Network, own_node: OwnNode, address: IP) -> Non
                 node.sendto(b"true", (str(server), PORT))
                 assert node.recv(100) == b"re:true"
             assert echo.received == ([b"true"] if switched_on else [b"true", b"forged", b"true"])
+
+
+def test_a_bridge_that_iptables_does_not_see_is_warned_of(network: Network, caplog: pytest.LogCaptureFixture) -> None:
+    network.node.command("ip", "link", "add", "elsewhere", "type", "bridge")
+    network.node.command("ip", "address", "add", "192.0.2.1/24", "dev", "elsewhere")
+    for switched_on in (True, False):
+        through_iptables(network, switched_on=switched_on)
+        with OwnNode(network.node):
+            warned = [record.__dict__["fields"]["bridge"] for record in caplog.records]
+        assert warned == ([] if switched_on else ["cni0"])

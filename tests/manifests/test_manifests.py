@@ -128,6 +128,7 @@ def test_there_is_one_image_and_it_is_this_version(name: str) -> None:
     found = overlay(name)
     images = {container["image"] for spec in pod_specs(found).values() for container in spec["containers"]}
     assert images == {f"localhost/trireme-py:{VERSION}"}
+    assert f"`localhost/trireme-py:{VERSION}`" in (MANIFESTS / "README.md").read_text(encoding="utf-8")
     for item in found:
         assert item["metadata"]["labels"]["app.kubernetes.io/version"] == VERSION
         assert item["metadata"]["labels"]["app.kubernetes.io/part-of"] == "trireme"

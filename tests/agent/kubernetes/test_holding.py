@@ -157,6 +157,17 @@ def test_a_sandbox_made_anew_for_the_same_pod_is_held_in_its_new_namespace(rig: 
     ]
 
 
+def test_a_pod_that_is_held_in_another_namespace_does_not_start(rig: ClusterRig) -> None:
+    rig.pod("a")
+    rig.start()
+    path = rig.places.root / "cni-second"
+    path.write_text("")
+    with rig.running():
+        rig.holding.hold(sandbox(rig), PATIENCE_S)
+        with pytest.raises(NotStarted, match="its rules could not be laid in time"):
+            rig.holding.hold(Sandbox("shop/a", "uid-a", "another", path), 0.05)
+
+
 def test_a_container_that_nobody_knows_is_passed_over(rig: ClusterRig) -> None:
     rig.start()
     with rig.running():

@@ -33,7 +33,7 @@ def test_the_data_path_is_told_when_it_begins_and_when_it_ends(cluster: Cluster)
     one.begin(told.append, threading.Event())
     assert told == [True]
     assert one.missing == "2: worker-1, worker-2"
-    for chore in reversed(one.chores):  # announce, then compare
+    for chore in one.chores:
         chore.step()
     assert one.missing == "1: worker-2"
     assert told == [True]

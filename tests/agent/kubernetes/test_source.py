@@ -112,6 +112,19 @@ def test_a_pod_that_waits_for_its_sandbox_is_no_problem_and_a_running_one_withou
     assert rig.problems() == []
 
 
+def test_a_pod_that_ends_loses_its_namespace_before_the_api_says_so_and_the_next_of_its_name_must_be_found(
+    rig: ClusterRig,
+) -> None:
+    path = rig.places.make("uid-a")
+    rig.pod("a")
+    rig.start()
+    path.unlink()
+    rig.tick()
+    assert rig.problems() == []
+    rig.pod("a", uid="another")
+    rig.until(rig.problems)
+
+
 def test_what_discovery_cannot_decide_is_a_problem_while_it_lasts(rig: ClusterRig) -> None:
     rig.start()
     rig.places.undecided.append("pod shop/a: two namespaces have its addresses")
@@ -192,6 +205,33 @@ def test_policies_outlive_their_namespace_s_deletion_until_it_is_gone(rig: Clust
     rig.server.delete("namespaces", "shop")
     rig.until(lambda: rig.kernel.steps)
     assert [step[0] for step in rig.kernel.take()] == ["policy"]
+
+
+def test_a_policy_that_is_deleted_with_its_namespace_and_made_again_as_it_was_stays(rig: ClusterRig) -> None:
+    rig.places.make("uid-a")
+    rig.pod("a")
+    rig.policy("deny")
+    rig.start()
+    rig.kernel.take()
+
+    def terminating() -> bool:
+        return rig.engine.snapshot.namespaces.known["shop"].terminating
+
+    rig.server.put("namespaces", "shop", metadata={"deletionTimestamp": "2026-11-23T00:00:00Z"})
+    rig.until(terminating)
+    uid = {"uid": "the-same"}
+    rig.server.put("networkpolicies", "deny", namespace="shop", metadata=uid, spec={"podSelector": {}})
+    rig.until(lambda: getattr(rig.engine.objects["NetworkPolicy/shop/deny"], "uid", "") == "the-same")
+    # What the engine retains, it shows nobody; the source waits for it to go before it removes the file.
+    key = "NetworkPolicy/shop/deny"
+    rig.server.delete("networkpolicies", "deny", namespace="shop")
+    rig.until(lambda: key in rig.source._unwritten)
+    rig.server.put("networkpolicies", "deny", namespace="shop", metadata=uid, spec={"podSelector": {}})
+    rig.until(lambda: key not in rig.source._unwritten)
+    rig.server.put("namespaces", "shop")
+    rig.until(lambda: not terminating())
+    assert rig.reconciler.policies == 1
+    assert rig.kernel.take() == []
 
 
 def test_what_cannot_be_read_is_one_problem_and_what_was_known_stays(rig: ClusterRig) -> None:
@@ -288,11 +328,14 @@ def test_half_of_a_first_state_is_not_gone_on_with(rig: ClusterRig, server: ApiS
     rig.end()
     assert (rig.runtime.last_good / "complete").exists()
     (rig.runtime.last_good / "complete").unlink()
+    stale = rig.runtime.last_good / "NetworkPolicy.shop.stale.json"
+    stale.write_text("{}")
     server.fault("networkpolicies", *[status(500)] * 5)
     rig.places.make("uid-a")
     rig.kernel.take()
     rig.start()
     assert server.count("networkpolicies", watch=False) == 7, "it waited until the server answered"
+    assert not stale.exists()
     assert rig.kernel.take() == [("attach", "shop/a", "cni-uid-a", 1)]
 
 
