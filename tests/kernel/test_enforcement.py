@@ -18,7 +18,7 @@ from agent.lab import Lab, LabPod
 from agent.rules import RuleBackend
 from agent.rules_iptc import IptcBackend
 from agent.rules_restore import RestoreBackend, Variant
-from agent.ruleset import DEFAULT_QUEUE, PodRules, RuleSet
+from agent.ruleset import DEFAULT_QUEUE, RuleSet
 from tests.harness.implementation import open_queue
 from tests.harness.node import OPEN, Node, Rules, make_identity
 from tests.harness.traffic import Server, ask, open_socket, refused
