@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 
 from tests.harness import world
-from tests.harness.segments import ACK, FIN, RST, SYN, URG, Segment, icmp, read, tcp
+from tests.harness.segments import ACK, FIN, RST, SYN, URG, Segment, icmp, packed, read, tcp
 from tests.harness.shop import CLIENT, SERVER, Shop
 from tests.harness.standin_policy import StandInPolicy, only_from, only_to
 from tests.harness.world import Pod
+from trireme_py.endpoint import Acceptance
 from trireme_py.fast import FastDatapath
 from trireme_py.messages import encode_ack
-from trireme_py.model import Hook
+from trireme_py.model import Direction, Hook
 
 PASS, PASS_CLEAR, ACCEPT, DROP, PARK = range(5)
 OWNED, KNOWN, PLAIN, STRANGER = range(4)
@@ -146,6 +147,24 @@ def test_a_second_syn_ack_is_parked_even_if_it_is_authentic(ends: Ends) -> None:
     assert ends.offer(ends.client, Hook.NETWORK, syn_ack.build())[0] == PASS
     for late in (syn_ack, again):
         assert parked(ends.offer(ends.client, Hook.NETWORK, late.build()))
+
+
+def test_a_server_that_was_reached_by_somebody_else_is_parked(ends: Ends) -> None:
+    """Everything is authentic, but the server saw another client: a relay, or a router that Python has to think about."""
+    syn = ends.leaves(ends.client, ends.from_client(SYN, ISN), PASS_CLEAR)
+    relay = packed("10.1.0.66")
+    assert isinstance(ends.server.datapath, FastDatapath)
+    shared, pod, peer = ends.server.datapath._shared, ends.server.datapath._endpoints[0], ends.client.identity
+    assert peer is not None
+    assert pod.identity is not None
+    known = shared.identities.resolve_untrusted(ends.shop.world.now, 0, peer.id, peer.assertion)
+    decision = pod.policy.decide(Direction.INGRESS, known.identity, relay, 6, 80)
+    shared.teach(Acceptance(0, Direction.INGRESS, pod.identity, known, relay, 80, decision, None))
+    assert ends.offer(ends.server, Hook.NETWORK, replace(syn, source=relay).build())[0] == PASS
+    to_relay = replace(ends.from_server(SYN | ACK, SERVER_ISN, ISN + 1), destination=relay)
+    syn_ack = ends.leaves(ends.server, to_relay, PASS_CLEAR)
+    back = replace(syn_ack, destination=ends.client.address())
+    assert parked(ends.offer(ends.client, Hook.NETWORK, back.build()))
 
 
 def test_a_first_segment_without_room_for_a_proof_is_parked(ends: Ends) -> None:
