@@ -210,9 +210,14 @@ def may_lack_agent(shared: Shared, turn: Turn, address: Address, port: int | Non
     """Tell whether a peer may be without an identity only because its node has no agent yet."""
     if not turn.pod.policy.installing or shared.pod_addresses[address] > 0:
         return False
-    if not is_pod_address(shared, address) and address not in shared.settings.node_addresses:
-        return False
-    return _place(shared, address, port) not in shared.identified
+    return _may_be_pod(shared, address) and _place(shared, address, port) not in shared.identified
+
+
+def _may_be_pod(shared: Shared, address: Address) -> bool:
+    """Tell whether an address may be a pod's, or a node's that stands for a pod's."""
+    settings = shared.settings
+    ranges = settings.pod_ranges or settings.identity_scope
+    return shared.pod_addresses[address] > 0 or address in ranges or address in settings.node_addresses
 
 
 def _place(shared: Shared, address: Address, port: int | None) -> tuple[Address, int | None]:
@@ -255,11 +260,14 @@ def _tolerate(
     return replace(denial, allowed=True, reason=Reason.NOT_YET_IDENTIFIED)
 
 
-def tolerate_unknown(shared: Shared, turn: Turn, direction: Direction, port: int | None) -> bool:
-    """Tell whether a connection that is older than the agent may go on while agents are being installed; report it."""
-    _, _, _, address, other_port = turn.tuple5
+def tolerate_unknown(shared: Shared, turn: Turn, direction: Direction, address: Address, port: int | None) -> bool:
+    """Tell whether a connection that is older than the agent may go on while agents are being installed; report it.
+
+    ``address`` and ``port`` are what policy judges. The other end may have an agent by now, on this node, too: its
+    identity was not asked for when the connection began.
+    """
     policy = turn.pod.policy
-    if not may_lack_agent(shared, turn, address, other_port):
+    if not policy.installing or not _may_be_pod(shared, address):
         return False
     if not policy.could_allow(direction, address, turn.tuple5[0], port):
         return False

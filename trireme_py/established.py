@@ -57,11 +57,17 @@ class Established:
             return Result(turn.accept)
         # While agents are being installed it may go on if it could have been opened one way. Whose port is the lower
         # one is the more likely server.
-        for direction in sorted(Direction, key=lambda one: ports[one] or 0):
-            if tolerate_unknown(self._shared, turn, direction, ports[direction]):
-                live = Live(direction, None, tuple5[3], ports[direction], endpoint.policy, tolerated=True)
-                endpoint.live.put(tuple5, live, turn.now.mono_ns)
-                return Result(turn.accept)
+        if endpoint.policy.installing:
+            for direction in sorted(Direction, key=lambda one: ports[one] or 0):
+                address, port = tuple5[3], ports[direction]
+                if direction is Direction.EGRESS:  # maybe through a Service
+                    protocol, own, own_port, _, _ = tuple5
+                    shown = self._shared.translate(endpoint.number, protocol, own, own_port or 0, address, port or 0)
+                    address, port = shown or (address, port)
+                if tolerate_unknown(self._shared, turn, direction, address, port):
+                    live = Live(direction, None, address, port, endpoint.policy, tolerated=True)
+                    endpoint.live.put(tuple5, live, turn.now.mono_ns)
+                    return Result(turn.accept)
         raise BadPacket(DropReason.NO_STATE)
 
     def datagram(self, turn: Turn) -> Result:

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from tests.harness.segments import Segment
-from tests.harness.shop import CLIENT, MALLORY, SERVER, Shop, alter
+from tests.harness.segments import Segment, packed
+from tests.harness.shop import CLIENT, MALLORY, SERVER, Shop, alter, echo
 from tests.harness.standin_policy import OPEN, StandInPolicy, only_from, only_to
 from tests.harness.world import Pod
 from trireme_py.model import Direction, DropReason, Reason
+from trireme_py.networks import NetworkSet
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
 MINUTES = 120
@@ -107,6 +108,18 @@ def test_only_an_address_of_pods_may_lack_an_agent(address: str, accepted: bool)
     assert bytes(connection.received) == (b"hello" if accepted else b"")
 
 
+@pytest.mark.parametrize(("address", "accepted"), [("192.0.2.9", True), ("203.0.113.9", False)])
+def test_where_nobody_says_which_those_are_it_is_one_that_may_see_identities(address: str, accepted: bool) -> None:
+    shop = Shop(server_policy=installing(only_from(CLIENT)))
+    assert shop.server.datapath is not None
+    shared = shop.server.datapath._shared
+    shared.settings = replace(shared.settings, pod_ranges=NetworkSet(()))
+    stranger = shop.world.pod("shop/stranger", address, policy=OPEN, agent=False)
+    connection = stranger.connect(shop.server, data=b"hello")
+    shop.world.run(10, until=lambda: bool(connection.received))
+    assert bytes(connection.received) == (b"hello" if accepted else b"")
+
+
 @pytest.mark.parametrize(
     "policy", [only_from(), StandInPolicy(ingress=frozenset({CLIENT}), ports=frozenset({443}))], ids=["nobody", "port"]
 )
@@ -165,6 +178,39 @@ def test_a_connection_that_is_older_than_the_agent_goes_on(side: str, family: in
     connection.write(b"secret")
     shop.world.run(0.1)
     assert connection.outcome == "reset"
+
+
+@pytest.mark.parametrize("other", ["identified", "local"])
+def test_it_goes_on_although_its_other_end_has_an_agent_by_now(other: str) -> None:
+    shop = Shop(client_policy=OPEN, server_policy=OPEN)
+    connection = shop.assert_works(b"one")
+    assert shop.server.datapath is not None
+    shop.server.datapath.forget_dead(0, set())
+    shop.server.set_policy(installing(only_from(CLIENT)))
+    if other == "local":
+        shop.server.datapath._shared.pod_addresses.update(shop.client.addresses)
+    else:
+        shop.assert_works(b"new")
+    connection.write(b", two")
+    shop.world.run(0.1)
+    assert bytes(connection.received) == b"one, two"
+
+
+@pytest.mark.parametrize(("port", "goes_on"), [(8080, True), (80, False)])
+def test_it_is_judged_by_where_a_service_has_taken_it(port: int, goes_on: bool) -> None:
+    shop = Shop(client_policy=OPEN, server_agent=False)
+    shop.server.listen(8080, on_data=echo)
+    service = packed("10.96.0.1")
+    shop.world.router.services[service, 80] = [(shop.server.address(), 8080)]
+    connection = shop.client.connect(service, 80, b"one")
+    shop.world.run(5, until=lambda: bool(connection.received))
+    assert shop.client.datapath is not None
+    shop.client.datapath.forget_dead(0, set())
+    shop.client.endpoint.clients.clear()
+    shop.client.set_policy(installing(StandInPolicy(egress=frozenset({SERVER}), ports=frozenset({port}))))
+    connection.write(b", two")
+    shop.world.run(1)
+    assert bytes(connection.received) == (b"one, two" if goes_on else b"one")
 
 
 def test_without_an_installation_it_ends() -> None:
