@@ -150,7 +150,7 @@ def test_a_second_syn_ack_is_parked_even_if_it_is_authentic(ends: Ends) -> None:
 
 
 def test_a_server_that_was_reached_by_somebody_else_is_parked(ends: Ends) -> None:
-    """Everything is authentic, but the server saw another client: a relay or a router; Python thinks about it."""
+    """All is authentic, but the server saw another client: a relay, or a router that Python has to think about."""
     syn = ends.leaves(ends.client, ends.from_client(SYN, ISN), PASS_CLEAR)
     relay = packed("10.1.0.66")
     assert isinstance(ends.server.datapath, FastDatapath)
