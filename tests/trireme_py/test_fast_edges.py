@@ -187,8 +187,10 @@ def test_a_policy_replaced_since_the_syn_ack_is_asked_before_the_proof(ends: End
 
 
 def test_data_that_arrives_before_our_proof_is_parked(ends: Ends) -> None:
-    ends.answered()
-    early = ends.from_server(ACK, SERVER_ISN + 1, ISN + 1, b"data")
+    """Also where an older connection of the same ports had been accepted."""
+    ends.proof()
+    ends.answered(ISN + 70_000)
+    early = ends.from_server(ACK, SERVER_ISN + 1, ISN + 70_001, b"data")
     for odd in (early, replace(early, flags=RST), replace(early, flags=FIN | ACK)):
         assert parked(ends.offer(ends.client, Hook.NETWORK, odd.build()))
 
