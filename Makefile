@@ -1,5 +1,5 @@
 # `make demo` and `make test` are all a newcomer needs; both set up what is missing first.
-.PHONY: help demo test setup lint bench cluster cluster-down image clean
+.PHONY: help demo test setup fastpath fastpath-asan fuzz lint bench bench-quick cluster cluster-down image clean
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
@@ -8,8 +8,12 @@ help:
 	@echo "make demo    beer of the day: see identity enforced on this machine (about a minute)"
 	@echo "make test    everything that must be green: lint, types, tests"
 	@echo "make setup   only the set-up: Debian packages, .venv, a look at the kernel"
+	@echo "make fastpath  compile the C fast path again, after a change to trireme_py/fastpath/"
+	@echo "make fastpath-asan  the tests in memory on a fast path built with sanitizers"
+	@echo "make fuzz    look for inputs that break the fast path, ten minutes for each target"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   the numbers behind every speed claim"
+	@echo "make bench-quick  the fast path against the floor of the packet queue, in less than 50 seconds"
 	@echo "make cluster       a Kubernetes of two nodes on this machine (docs/cluster.md; as root)"
 	@echo "make cluster-down  its end"
 	@echo "make image   the container image, as an archive (manifests/README.md; as root)"
@@ -17,6 +21,20 @@ help:
 
 setup:
 	@scripts/setup
+
+fastpath:
+	@$(PYTHON) -W ignore -c 'import setuptools; setuptools.setup()' --quiet build_ext --inplace
+
+# The tests in memory on a fast path that watches its own memory and arithmetic.
+fastpath-asan:
+	@CFLAGS='-g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -U_FORTIFY_SOURCE' \
+		LDFLAGS='-fsanitize=address,undefined' $(PYTHON) -W ignore -c 'import setuptools; setuptools.setup()' \
+		--quiet build_ext --build-lib build/asan --build-temp build/asan-objects
+	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+		$(PYTHON) -m pytest -p tests.harness.sanitized --impl c -m 'not slow' $(or $(ARGS),tests/trireme_py)
+
+fuzz:
+	@$(PYTHON) -m tests.harness.fuzzing $(ARGS)
 
 demo:
 	@scripts/setup --kernel
@@ -33,10 +51,24 @@ test: lint
 		exec unshare -Urnm sh -c 'PATH=$$PATH:/usr/sbin:/sbin && ip link set lo up && exec $(PYTHON) -m pytest $(ARGS)'; \
 	else exec $(PYTHON) -m pytest $(ARGS); fi
 
-bench: setup
+bench: setup build/bench/load build/bench/floor
 	@set -e; for file in bench/bench_*.py; do \
 		if [ -f "$$file" ]; then echo "== $$file"; $(PYTHON) "$$file"; fi; \
 	done
+
+bench-quick: setup build/bench/load build/bench/floor
+	@$(PYTHON) bench/bench_quick.py
+
+BENCH_CFLAGS := -std=c11 -O2 -Wall -Wextra -Werror -D_GNU_SOURCE -pthread
+FASTPATH_IO := trireme_py/fastpath/worker.c trireme_py/fastpath/serve.c trireme_py/fastpath/netlink.c
+
+build/bench/load: bench/load.c
+	@mkdir -p $(@D)
+	@$(CC) $(BENCH_CFLAGS) -o $@ $<
+
+build/bench/floor: bench/floor.c $(FASTPATH_IO) $(wildcard trireme_py/fastpath/*.h)
+	@mkdir -p $(@D)
+	@$(CC) $(BENCH_CFLAGS) -o $@ $< $(FASTPATH_IO)
 
 cluster: setup
 	@$(PYTHON) -m tests.cluster.up

@@ -50,7 +50,15 @@ class LazyGroup(click.Group):
             from agent.commands.remote import over_kubectl  # noqa: PLC0415 - loaded when used, as all commands
 
             return over_kubectl(cmd_name, COMMANDS[cmd_name])
-        command = importlib.import_module(f"agent.commands.{cmd_name}").command
+        try:
+            command = importlib.import_module(f"agent.commands.{cmd_name}").command
+        except ImportError as error:
+            if "_fastpath" not in str(error):
+                raise
+            raise click.ClickException(
+                f"the fast path in C is not built for this Python ({error}); 'make fastpath' builds it in a checkout, "
+                f"'pip install --force-reinstall trireme-py' in an installation"
+            ) from error
         assert isinstance(command, click.Command)
         return command
 

@@ -29,6 +29,7 @@ DEFAULT_RUNTIME_DIRECTORY: Final = "/run/trireme"
 
 Network = IPv4Network | IPv6Network
 AuthMode = Literal["psk", "pki"]
+DatapathName = Literal["c", "python"]
 RuleBackendName = Literal["auto", "nft", "legacy", "python-iptables"]
 
 _TRUST_DOMAIN: Final = re.compile(r"[a-z0-9._-]{1,255}")  # SPIFFE-ID standard, section 2.1
@@ -72,6 +73,8 @@ class AgentConfig:
     mark_mask: int
     queue: int
     rules: RuleBackendName
+    datapath: DatapathName
+    """Who answers warm connections: the fast path in C, or Python as everything else."""
     fail_mode: FailMode
     metrics: tuple[str, int] | None
     """Address and port to serve metrics on; None: off."""
@@ -105,6 +108,7 @@ class _SpecDocument(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     mark_mask: Annotated[int, msgspec.Meta(ge=1, le=0xFFFFFFFF)] = DEFAULT_MASK
     queue: Annotated[int, msgspec.Meta(ge=0, le=65535)] = DEFAULT_QUEUE
     rules: RuleBackendName = "auto"
+    datapath: DatapathName = "c"
     fail_mode: Literal["closed", "open"] = "closed"
     # YAML reads a bare `off` as the boolean false.
     metrics: str | bool = "127.0.0.1:9643"
@@ -282,6 +286,7 @@ def _semantics(spec: _SpecDocument, report: _Report) -> AgentConfig:
         mark_mask=_mark_mask(spec.mark_mask, report),
         queue=spec.queue,
         rules=spec.rules,
+        datapath=spec.datapath,
         fail_mode=FailMode(spec.fail_mode),
         metrics=_listen_address(spec.metrics, "metrics", report),
         health=_listen_address(spec.health, "health", report),

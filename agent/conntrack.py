@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Iterable
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
+from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
 
 from agent import netns
 from agent.marks import Marks
+from trireme_py._fastpath import Conntrack
 from trireme_py.errors import BadPacket, KernelError
 from trireme_py.model import Address, DropReason
 
-LOOKUP_TIMEOUT_S: Final = 0.25
-"""A lookup takes about a millisecond, and the data path waits for it; the peer's retransmission asks again."""
-
+NETLINK_NETFILTER: Final = 12  # include/uapi/linux/netlink.h
 
 Ends = tuple[Address, int | None, Address, int | None]
 """Source address and port, destination address and port, of one direction of a connection."""
@@ -39,24 +36,20 @@ class LiveConnection:
 
 
 class NodeConntrack:
-    """Looks connections up in the conntrack of one node's network namespace. Use it from one thread, then close it."""
+    """Looks connections up in the conntrack of one node's network namespace. Any thread; close it in the end."""
 
-    __slots__ = ("_pool", "_sockets", "timeouts")
+    __slots__ = ("table",)
 
     def __init__(self, namespace: Path) -> None:
-        """Raises :class:`KernelError` if the namespace cannot be entered."""
-        self.timeouts = 0
-        self._sockets: dict[int, Any] = {}
-        # pyroute2 opens a socket for each thread that uses one: all of them must be inside the namespace.
-        self._pool = netns.resident(namespace)
+        """Raises :class:`KernelError` if the namespace cannot be entered, or gives no socket."""
+        try:
+            self.table = Conntrack(netns.run_inside(namespace, open_netfilter).detach())
+        except OSError as error:
+            raise KernelError(f"network namespace {namespace}: no netfilter socket: {error}") from error
 
     def close(self) -> None:
-        self._pool.submit(self._close_sockets).result()
-        self._pool.shutdown()
-
-    def _close_sockets(self) -> None:
-        for conntrack in self._sockets.values():
-            conntrack.close()
+        """Let go of the namespace."""
+        self.table.close()
 
     def translate(
         self, protocol: int, source: Address, source_port: int, destination: Address, destination_port: int
@@ -65,46 +58,21 @@ class NodeConntrack:
 
         That is who answers in the reply direction; whether the source was masqueraded as well makes no difference.
         Returns the destination itself for a connection that is known and not translated, and None for no such
-        connection. Raises :class:`BadPacket` (NOT_READY) without an answer within :data:`LOOKUP_TIMEOUT_S`: silence is
-        no evidence of anything, and the packet that asked comes again.
+        connection. Raises :class:`BadPacket` (NOT_READY) without an answer: silence is no evidence of anything, and the
+        packet that asked comes again.
         """
-        lookup = self._pool.submit(self._get, protocol, source, source_port, destination, destination_port)
         try:
-            return lookup.result(timeout=LOOKUP_TIMEOUT_S)
-        except FutureTimeoutError:
-            lookup.cancel()
-            self.timeouts += 1
-            raise BadPacket(DropReason.NOT_READY, "conntrack does not answer") from None
-
-    def _get(
-        self, protocol: int, source: Address, source_port: int, destination: Address, destination_port: int
-    ) -> tuple[Address, int] | None:
-        family = socket.AF_INET if len(destination) == 4 else socket.AF_INET6
-        if family not in self._sockets:
-            self._sockets[family] = NFCTSocket(nfgen_family=family)
-        wanted = NFCTAttrTuple(
-            family=family,
-            saddr=str(ip_address(source)),
-            daddr=str(ip_address(destination)),
-            proto=protocol,
-            sport=source_port,
-            dport=destination_port,
-        )
-        try:
-            answers = self._sockets[family].entry("get", tuple_orig=wanted)
-        except NetlinkError as error:
-            if error.code == errno.ENOENT:
-                return None
+            return self.table.get(protocol, source, source_port, destination, destination_port)
+        except OSError as error:
             raise BadPacket(DropReason.NOT_READY, f"conntrack: {error}") from error
-        for answer in answers:
-            original, reply = answer.get_attr("CTA_TUPLE_ORIG"), answer.get_attr("CTA_TUPLE_REPLY")
-            # The kernel finds a connection by either of its directions; only the original one is evidence.
-            if original is None or reply is None:
-                continue
-            if _ends(original) == (source, source_port, destination, destination_port):
-                address, port, _, _ = _ends(reply)
-                return None if port is None else (address, port)
-        return None
+
+
+def open_netfilter() -> socket.socket:
+    """Return a netfilter netlink socket of this thread's namespace, under a port id that the kernel chose."""
+    flags = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+    netlink = socket.socket(socket.AF_NETLINK, flags, NETLINK_NETFILTER)
+    netlink.bind((0, 0))
+    return netlink
 
 
 def _ends(direction: Any) -> Ends:

@@ -73,8 +73,12 @@ class PodEnforcement:
         queue: int,
         fail_mode: FailMode,
         node: NodeRules | None = None,
+        open_queue: Callable[..., PodQueue] = PodQueue,
     ) -> None:
-        """``node``: by whose rules pods know their own node; None: they do not, and it is judged by address."""
+        """``node``: by whose rules pods know their own node; None: they do not, and it is judged by address.
+
+        ``open_queue``: makes a pod's queue for this data path, as PodQueue does.
+        """
         self._datapath = datapath
         self._loop = loop
         self._guard = guard
@@ -83,6 +87,7 @@ class PodEnforcement:
         self._queue = queue
         self._fail_mode = fail_mode
         self._node = node
+        self._open_queue = open_queue
         self._attached: dict[int, _Attached] = {}
         self._past = QueueReading()
         """Counters of queues that are closed, so that sums never fall."""
@@ -110,7 +115,7 @@ class PodEnforcement:
         policy: PolicyView,
         epoch: int,
     ) -> None:
-        queue = PodQueue(
+        queue = self._open_queue(
             namespace,
             endpoint,
             self._datapath,

@@ -80,6 +80,7 @@ class Loop:
 
     def add(self, pod: PodQueue) -> None:
         """Serve ``pod`` from now on. Only on the loop's thread."""
+        pod.start()
         self._queues[pod.endpoint] = pod
         self._selector.register(pod, selectors.EVENT_READ, pod)
 

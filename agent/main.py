@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from agent import config as configuration
@@ -23,6 +24,7 @@ from agent.config import AgentConfig
 from agent.conntrack import NodeConntrack
 from agent.enforcement import PodEnforcement
 from agent.failmode import FailureCause, verdict_for_failure
+from agent.fastqueue import FastQueue, FastThreads, worker_count
 from agent.health import Health, Rounds
 from agent.issuing import Issuer
 from agent.keys import load_keys
@@ -35,7 +37,7 @@ from agent.loop import Loop
 from agent.marks import Marks
 from agent.mode import Mode
 from agent.netns import namespace_path
-from agent.nfqueue import CrashGuard
+from agent.nfqueue import CrashGuard, PodQueue
 from agent.notify import notify
 from agent.outputs import Outputs
 from agent.own_node import NodeRules
@@ -47,10 +49,12 @@ from agent.standalone import FolderMode
 from policy.addresses import parse_network
 from policy.engine import PolicyEngine
 from policy.view import PRIVATE_NETWORKS, Settings
+from trireme_py._fastpath import Workers
 from trireme_py.auth import Authenticator
 from trireme_py.datapath import Datapath
 from trireme_py.endpoint import DatapathSettings
 from trireme_py.errors import ConfigError, KernelError
+from trireme_py.fast import FastDatapath
 from trireme_py.identities import Identities
 from trireme_py.model import Address, Verdict
 from trireme_py.networks import NetworkSet
@@ -155,18 +159,26 @@ def start_enforcement(
         return verdict_for_failure(config.fail_mode, FailureCause.CRASH)
 
     guard = CrashGuard()
-    datapath = Datapath(
-        Identities(authenticator),
-        DatapathSettings(
-            identity_scope=NetworkSet(map(str, config.identity_scope)),
-            pod_ranges=NetworkSet(map(str, config.pod_ranges)),
-            node_addresses=frozenset(node.own.addresses),
-            require_translation_evidence=config.require_translation_evidence,
-        ),
-        entropy=os.urandom,
-        translate=translate,
-        on_failure=on_failure,
+    settings = DatapathSettings(
+        identity_scope=NetworkSet(map(str, config.identity_scope)),
+        pod_ranges=NetworkSet(map(str, config.pod_ranges)),
+        node_addresses=frozenset(node.own.addresses),
+        require_translation_evidence=config.require_translation_evidence,
     )
+    identities = Identities(authenticator)
+    open_queue: Callable[..., PodQueue] = PodQueue
+    if config.datapath == "python":
+        datapath = Datapath(identities, settings, entropy=os.urandom, translate=translate, on_failure=on_failure)
+    else:
+        datapath = FastDatapath(
+            identities,
+            settings,
+            seed=os.urandom(16),
+            entropy=os.urandom,
+            translate=translate,
+            on_failure=on_failure,
+        )
+        open_queue = partial(FastQueue, threads=FastThreads(Workers(worker_count()), conntrack.table))
     loop = Loop(datapath, guard, outputs.publish)
     loop.start()
     closing.callback(loop.stop)
@@ -181,6 +193,7 @@ def start_enforcement(
         queue=config.queue,
         fail_mode=config.fail_mode,
         node=node,
+        open_queue=open_queue,
     )
 
 

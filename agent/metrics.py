@@ -113,6 +113,7 @@ class BuildInfo:
     backend: str
     """The rule back end in use."""
     datapath: str
+    """``c`` or ``python``."""
     mode: str
     """``psk`` or ``pki``."""
 

@@ -23,6 +23,7 @@ from agent import netns
 from agent.failmode import FailMode, FailureCause, verdict_for_failure
 from agent.logs import fields
 from agent.marks import Marks
+from agent.podsockets import KernelCounters, PodSockets, set_buffer
 from agent.ruleset import DEFAULT_QUEUE
 from trireme_py.datapath import Caught
 from trireme_py.errors import KernelError
@@ -34,9 +35,6 @@ QUEUE_LENGTH: Final = 8192
 """Packets that may wait for a verdict, held ones included; the kernel drops what comes on top, and counts it."""
 RECEIVE_BUFFER: Final = 16 << 20
 """Octets. An exchange's packet takes about 2.5 kB of it while it waits to be read."""
-SEND_BUFFER: Final = 8 << 20
-"""Octets. What we send waits in the pod's own queue, a kilobyte each, and there may be as much of it as of anything
-else: a thousand connections that are cut at once are a thousand resets. The usual buffer takes two hundred."""
 PATIENCE: Final = 20
 """How often in a row a connection's mark is put off because more of it waits: an initial window of ten segments and
 what its acknowledgements let follow. A sender that fills any queue would else stay in it for ever; it is overtaken once
@@ -44,9 +42,7 @@ instead, which costs it some retransmissions. More patience (64) let 200 streams
 HOLD_LIMIT_NS: Final = 10_000_000_000
 """The data path releases what it holds after a second. What it forgot (it crashed) must not fill the kernel's queue."""
 
-_IPV6_HDRINCL: Final = 36  # include/uapi/linux/in6.h
-_SO_SNDBUFFORCE: Final = 32  # include/uapi/asm-generic/socket.h
-_SO_RCVBUFFORCE: Final = 33
+_SO_RCVBUFFORCE: Final = 33  # include/uapi/asm-generic/socket.h
 _PRE_ROUTING: Final = 0  # include/uapi/linux/netfilter.h
 _POST_ROUTING: Final = 4
 _HOOKS: Final = {_PRE_ROUTING: Hook.NETWORK, _POST_ROUTING: Hook.APPLICATION}
@@ -95,20 +91,6 @@ class QueueCounters:
     """Held packets that the data path never released, dropped after HOLD_LIMIT_NS."""
 
 
-@dataclass(frozen=True, slots=True)
-class KernelCounters:
-    """What the kernel counts of one queue (net/netfilter/nfnetlink_queue.c, seq_show)."""
-
-    waiting: int
-    """Packets waiting for a verdict, held ones included."""
-    queue_dropped: int
-    """Dropped because QUEUE_LENGTH packets were waiting."""
-    user_dropped: int
-    """Dropped because the receive buffer was full."""
-    total: int
-    """Packets that ever went into the queue."""
-
-
 class CrashGuard:
     """The one catch-all: whatever the data path raises ends here, counted and logged, and the process lives on."""
 
@@ -128,11 +110,11 @@ class CrashGuard:
             return None
 
 
-class _Arrival(NamedTuple):
+class Arrival(NamedTuple):
     """A packet that was read from the queue."""
 
     packet: Any
-    """NetfilterQueue's handle, through which it is answered."""
+    """What it is answered through: NetfilterQueue's handle."""
     data: bytes
     connection: bytes
 
@@ -141,8 +123,8 @@ class PodQueue:
     """One pod's queue. All methods belong to the data path's thread."""
 
     __slots__ = (
-        "_arrived", "_datapath", "_guard", "_held", "_ipv4", "_ipv6", "_marks", "_mode", "_proc", "_put_off",
-        "_queue", "_tickets", "_waiting", "counters", "endpoint", "epoch", "queue_number",
+        "_arrived", "_datapath", "_guard", "_held", "_marks", "_mode", "_own_counters", "_put_off", "_queue",
+        "_sockets", "_tickets", "_waiting", "endpoint", "epoch",
     )  # fmt: skip
 
     def __init__(
@@ -166,35 +148,44 @@ class PodQueue:
         self.epoch = epoch
         """The epoch that accepted connections are marked with. Set it together with the endpoint's policy, before the
         rules are told: a decision of the old policy under the new epoch would never be judged again."""
-        self.queue_number = queue
-        self.counters = QueueCounters()
+        self._own_counters = QueueCounters()
         self._datapath = datapath
         self._guard = guard
         self._marks = marks
         self._mode = mode
-        self._arrived: dict[int, list[_Arrival]] = {}
+        self._arrived: dict[int, list[Arrival]] = {}
         """What was read and not yet judged, by the kernel's number of the hook."""
         self._waiting: Counter[bytes] = Counter()
         """How many packets of each connection were read and have no answer yet, held ones apart."""
         self._put_off: Counter[bytes] = Counter()
         """How often the mark was put off for a connection since none of it waited."""
-        self._held: dict[int, tuple[_Arrival, int]] = {}
+        self._held: dict[int, tuple[Arrival, int]] = {}
         """ticket -> (packet, when it was held, monotonic ns); oldest first"""
         self._tickets = itertools.count(1)
+        self._queue: Any = None
+        self._sockets = PodSockets(namespace, queue)
         try:
-            self._queue, self._ipv4, self._ipv6, self._proc = netns.run_inside(namespace, _open_inside)
+            self._open(namespace, queue)
+        except KernelError:
+            self._sockets.close()
+            raise
         except OSError as error:
-            raise KernelError(f"network namespace {namespace}: no socket can be opened inside: {error}") from error
-        try:
-            # A buffer that any user may have; NetfilterQueue warns if it gets another size than it asked for.
-            self._queue.bind(queue, self._arrive, QUEUE_LENGTH, COPY_PACKET, 0xFFFF, 1 << 16)
-            _enlarge_buffer(self._queue.get_fd())
-        except OSError as error:
-            self._close_sockets()
+            self._sockets.close()
             raise KernelError(
                 f"queue {queue} of network namespace {namespace}: {error}; is another agent running there? "
                 f"See /proc/net/netfilter/nfnetlink_queue inside it"
             ) from error
+
+    def _open(self, namespace: Path, queue: int) -> None:
+        # Made inside, so that the kernel chooses a port id that is free there. NetfilterQueue(sockfd=…) would ask for
+        # the one it got outside, and whoever is first to bind that one inside, the pod included, locks us out.
+        self._queue = netns.run_inside(namespace, NetfilterQueue)
+        # A buffer that any user may have; NetfilterQueue warns if it gets another size than it asked for.
+        self._queue.bind(queue, self._arrive, QUEUE_LENGTH, COPY_PACKET, 0xFFFF, 1 << 16)
+        _enlarge_buffer(self._queue.get_fd())
+
+    def start(self) -> None:
+        """Have packets read from now on. Called once, when the data path knows the endpoint."""
 
     def fileno(self) -> int:
         descriptor: int = self._queue.get_fd()
@@ -203,26 +194,22 @@ class PodQueue:
     def close(self) -> None:
         """Close the queue and let go of the namespace. The kernel drops the packets that still wait in it."""
         self._queue.unbind()
-        del self._queue
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._queue = None
         # Each packet holds on to its queue, and the queue's socket to the namespace.
         self._arrived.clear()
         self._held.clear()
-        self._close_sockets()
+        self._sockets.close()
 
-    def _close_sockets(self) -> None:
-        self._ipv4.close()
-        if self._ipv6 is not None:
-            self._ipv6.close()
-        os.close(self._proc)
+    @property
+    def counters(self) -> QueueCounters:
+        return self._own_counters
 
     def kernel_counters(self) -> KernelCounters:
         """Read the kernel's own counters of this queue; all zero if it is not there."""
-        for line in os.pread(self._proc, 1 << 16, 0).decode("ascii").splitlines():
-            # queue number, port id, waiting, copy mode, copy range, queue dropped, user dropped, last packet id, 1
-            columns = [int(column) for column in line.split()]
-            if columns[0] == self.queue_number:
-                return KernelCounters(columns[2], columns[5], columns[6], columns[7])
-        return KernelCounters(0, 0, 0, 0)
+        return self._sockets.kernel_counters()
 
     def service(self, now: Instant) -> None:
         """Answer what waits, and read what has come meanwhile; never blocks. See :attr:`pending`.
@@ -231,7 +218,7 @@ class PodQueue:
         have more packets waiting. Between the hooks order says nothing: a packet that answers another cannot exist
         before that one has its verdict. A batch is bounded by QUEUE_LENGTH for the same reason.
         """
-        self._queue.run(block=False)
+        self._read()
         arrived, self._arrived = self._arrived, {}
         for number, batch in arrived.items():
             self._judge(now, number, batch)
@@ -241,23 +228,26 @@ class PodQueue:
         """Whether packets were read that :meth:`service` has not answered; the socket will not announce those."""
         return bool(self._arrived)
 
+    def _read(self) -> None:
+        """Read what has come, and let :meth:`_arrive` have it."""
+        self._queue.run(block=False)
+
     def _arrive(self, packet: Any) -> None:
         # The octets are copied here because NetfilterQueue reuses its buffer for the next packet.
         data = packet.get_payload()
         connection = _connection_untrusted(packet.hook, data)
         self._waiting[connection] += 1
-        self._arrived.setdefault(packet.hook, []).append(_Arrival(packet, data, connection))
+        self._arrived.setdefault(packet.hook, []).append(Arrival(packet, data, connection))
 
-    def _judge(self, now: Instant, number: int, run: list[_Arrival]) -> None:
+    def _judge(self, now: Instant, number: int, run: list[Arrival]) -> None:
         hook = _HOOKS.get(number)
         if hook is None:  # a rule of somebody else's sends packets here from another hook; it is not ours to judge
             self._fail(FailureCause.RULE_ERROR, run)
             return
-        self.counters.packets[hook] += len(run)
-        self.counters.truncated += sum(_is_truncated_untrusted(arrival.data) for arrival in run)
+        self._own_counters.packets[hook] += len(run)
+        self._own_counters.truncated += sum(_is_truncated_untrusted(arrival.data) for arrival in run)
         tickets = [next(self._tickets) for _ in run]
-        batch = [Caught(ticket, arrival.data) for ticket, arrival in zip(tickets, run, strict=True)]
-        results = self._guard(lambda: self._datapath.receive(now, self.endpoint, hook, batch))
+        results = self._guard(lambda: self._ask(now, hook, tickets, run))
         if results is None or len(results) != len(run):
             self._fail(FailureCause.CRASH, run)
             return
@@ -272,6 +262,10 @@ class PodQueue:
                 self.send(data)
             self.release(result.release)
 
+    def _ask(self, now: Instant, hook: Hook, tickets: list[int], run: list[Arrival]) -> Sequence[Result]:
+        batch = [Caught(ticket, arrival.data) for ticket, arrival in zip(tickets, run, strict=True)]
+        return self._datapath.receive(now, self.endpoint, hook, batch)
+
     def _forget_idle(self, connection: bytes) -> None:
         if not self._waiting[connection]:
             del self._waiting[connection]
@@ -282,7 +276,7 @@ class PodQueue:
         for release in releases:
             arrival, _ = self._held.pop(release.ticket, (None, 0))
             if arrival is None:
-                self.counters.lost_tickets += 1
+                self._own_counters.lost_tickets += 1
             else:
                 self._answer(arrival, release.verdict, release.packet)
 
@@ -293,7 +287,7 @@ class PodQueue:
             if now.mono_ns - since < HOLD_LIMIT_NS:
                 return
             del self._held[ticket]
-            self.counters.forgotten += 1
+            self._own_counters.forgotten += 1
             self._answer(arrival, Verdict.DROP, None)
 
     @property
@@ -301,14 +295,14 @@ class PodQueue:
         """How many packets are held."""
         return len(self._held)
 
-    def _fail(self, cause: FailureCause, run: Sequence[_Arrival]) -> None:
-        self.counters.failures[cause] += len(run)
+    def _fail(self, cause: FailureCause, run: Sequence[Arrival]) -> None:
+        self._own_counters.failures[cause] += len(run)
         for arrival in run:
             self._waiting[arrival.connection] -= 1
             self._answer(arrival, verdict_for_failure(self._mode, cause), None)
             self._forget_idle(arrival.connection)
 
-    def _answer(self, arrival: _Arrival, verdict: Verdict, data: bytes | None) -> None:
+    def _answer(self, arrival: Arrival, verdict: Verdict, data: bytes | None) -> None:
         packet = arrival.packet
         try:
             if verdict is Verdict.DROP:
@@ -320,8 +314,8 @@ class PodQueue:
             if data is not None:
                 packet.set_payload(data)
             packet.repeat()
-        except RuntimeError:
-            self.counters.verdict_failures += 1
+        except (OSError, RuntimeError):
+            self._own_counters.verdict_failures += 1
 
     def _must_wait(self, connection: bytes) -> bool:
         """Tell whether a connection's mark should wait for a later packet, because some wait in the queue right now.
@@ -329,11 +323,15 @@ class PodQueue:
         Once the mark is there the connection's next packets pass in the kernel and would overtake those. The data path
         judges what was read at once, which for a thousand connections is tens of milliseconds ago, so look again.
         """
-        self._queue.run(block=False)
+        self._read_on()
         if not self._waiting[connection]:
             return False
         self._put_off[connection] += 1
         return self._put_off[connection] <= PATIENCE
+
+    def _read_on(self) -> None:
+        """Read what has come by now, wherever it waits."""
+        self._read()
 
     def send(self, data: bytes) -> None:
         """Send a whole IP packet of our own from inside the pod's namespace.
@@ -341,50 +339,16 @@ class PodQueue:
         It passes the pod's rules like any packet of the pod, because nothing that a pod could not forge tells the two
         apart there. So it comes back through the queue, and the data path judges it as if the pod had sent it.
         """
-        version = data[0] >> 4
-        destination = socket.inet_ntop(socket.AF_INET, data[16:20]) if version == 4 else _ipv6_text(data[24:40])
-        raw = self._ipv4 if version == 4 else self._ipv6
         try:
-            if raw is None:
-                raise OSError("no IPv6 here")
-            raw.sendto(data, (destination, 0))
+            self._sockets.send(data)
         except OSError as error:
-            self.counters.send_failures += 1
-            log.warning("cannot send a packet of our own", extra=fields(to=destination, error=error))
-
-
-def _open_inside() -> tuple[Any, socket.socket, socket.socket | None, int]:
-    # Made inside, so that the kernel chooses a port id that is free there. NetfilterQueue(sockfd=…) would ask for the
-    # one it got outside, and whoever is first to bind that one inside, the pod included, locks us out.
-    netlink = NetfilterQueue()
-    ipv4 = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
-    ipv6 = None
-    if Path("/proc/sys/net/ipv6").exists():
-        ipv6 = socket.socket(socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
-        ipv6.setsockopt(socket.IPPROTO_IPV6, _IPV6_HDRINCL, 1)
-    for raw in (ipv4, ipv6):
-        if raw is not None:
-            _set_buffer(raw, _SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER)
-    # An open file of /proc/net shows the namespace it was opened in. It comes last, because nothing closes a plain
-    # descriptor when one of the steps fails.
-    proc = os.open("/proc/thread-self/net/netfilter/nfnetlink_queue", os.O_RDONLY | os.O_CLOEXEC)
-    return netlink, ipv4, ipv6, proc
+            self._own_counters.send_failures += 1
+            log.warning("cannot send a packet of our own", extra=fields(endpoint=self.endpoint, error=error))
 
 
 def _enlarge_buffer(descriptor: int) -> None:
     with socket.socket(fileno=os.dup(descriptor)) as netlink:
-        _set_buffer(netlink, _SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER)
-
-
-def _set_buffer(one: socket.socket, forced: int, asked: int, octets: int) -> None:
-    try:
-        one.setsockopt(socket.SOL_SOCKET, forced, octets)
-    except PermissionError:  # root of a user namespace gets what net.core.rmem_max and wmem_max allow
-        one.setsockopt(socket.SOL_SOCKET, asked, octets)
-
-
-def _ipv6_text(address: bytes) -> str:
-    return socket.inet_ntop(socket.AF_INET6, address)
+        set_buffer(netlink, _SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER)
 
 
 def _connection_untrusted(hook: int, data: bytes) -> bytes:

@@ -55,7 +55,7 @@ class Reports:
     def start(self, parts: Parts, closing: ExitStack) -> None:
         """Serve metrics and status. Raises TriremeError."""
         self._parts = parts
-        info = BuildInfo(version("trireme-py"), parts.backend.name, "python", parts.config.mode)
+        info = BuildInfo(version("trireme-py"), parts.backend.name, parts.config.datapath, parts.config.mode)
         if parts.config.metrics:
             metrics = MetricsServer(*parts.config.metrics, make_registry(info, lambda: reading_of(parts)))
             closing.callback(metrics.close)

@@ -23,6 +23,12 @@ def _missing() -> str:
     return ""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--impl", choices=("python", "c", "both"), default="both", help="which data path the tests in memory run on"
+    )
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     kernel = [item for item in items if item.get_closest_marker("kernel")]
     missing = _missing() if kernel else ""

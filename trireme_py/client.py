@@ -6,6 +6,7 @@ from typing import Final
 
 from trireme_py import messages, wire
 from trireme_py.endpoint import (
+    Acceptance,
     Shared,
     Turn,
     cut,
@@ -299,6 +300,12 @@ class ClientSide:
         live = Live(Direction.EGRESS, identity, address, port, turn.pod.policy, flow.isn, tolerated=tolerated)
         turn.pod.live.put(flow.key, live, turn.now.mono_ns)
         self._remember(turn, flow)
+        if flow.peer is not None and flow.local is not None:
+            dialled = (flow.key[3], flow.key[4] or 0)
+            lesson = Acceptance(
+                turn.pod.number, Direction.EGRESS, flow.local, flow.peer, address, port, decision, dialled
+            )
+            self._shared.teach(lesson)
 
     def _judge_server(self, turn: Turn, flow: ClientFlow, *, announce_allow: bool = False) -> Decision:
         address, port = self._server_of(flow)

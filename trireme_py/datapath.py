@@ -125,8 +125,8 @@ class Datapath:
         """The node has other addresses than it had; connections under way stay as they were judged."""
         self._shared.settings = replace(self._shared.settings, node_addresses=addresses)
 
-    def set_identity(self, endpoint: int, identity: LocalIdentity) -> None:
-        """Use another assertion for the pod's next connections; those under way finish with theirs."""
+    def set_identity(self, endpoint: int, identity: LocalIdentity | None) -> None:
+        """Use another assertion, or none, for the pod's next connections; those under way finish with theirs."""
         self._endpoints[endpoint].identity = identity
 
     def set_policy(self, endpoint: int, policy: PolicyView) -> None:
@@ -167,6 +167,18 @@ class Datapath:
                 turn = Turn(now, pod, hook, batch[index].ticket, packet, tuple5, last[tuple5] > index)
                 results.append(self._receive_one(turn))
         return results
+
+    def receive_one(self, now: Instant, endpoint: int, hook: Hook, caught: Caught, more: bool) -> Result:
+        """Judge one packet; ``more``: whether more of its connection wait behind it."""
+        pod = self._endpoints.get(endpoint)
+        if pod is None:
+            return self._drop(DropReason.NOT_READY)
+        try:
+            packet = parse_packet_untrusted(caught.data)
+        except BadPacket as bad:
+            return self._drop(bad.reason)
+        tuple5 = tuple_of(packet, leaving=hook is Hook.APPLICATION)
+        return self._receive_one(Turn(now, pod, hook, caught.ticket, packet, tuple5, more))
 
     def _receive_one(self, turn: Turn) -> Result:
         try:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from trireme_py.datagram_flows import DatagramTables
 from trireme_py.errors import BadPacket, InvalidToken
 from trireme_py.flows import BoundedTable, ClientFlow, Held, Live, ServerFlow, Tuple5
-from trireme_py.identities import Identities, LocalIdentity
+from trireme_py.identities import Identities, LocalIdentity, Peer
 from trireme_py.messages import AGAIN
 from trireme_py.model import (
     Address,
@@ -128,6 +128,26 @@ class Endpoint:
                 yield deadline
 
 
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """An identified connection was accepted: all that it takes to accept the next one like it."""
+
+    endpoint: int
+    direction: Direction
+    local: LocalIdentity
+    peer: Peer
+    address: Address
+    """The peer's, as policy judged it; with ``port``, the destination's own."""
+    port: int
+    decision: Decision
+    dialled: tuple[Address, int] | None
+    """On egress: the destination as the local pod sees it."""
+
+
+def _nobody_learns(_: Acceptance) -> None:
+    """The Python data path alone needs no teaching."""
+
+
 @dataclass(slots=True, eq=False)
 class Shared:
     """What the parts of the data path work with together."""
@@ -150,6 +170,8 @@ class Shared:
     """(endpoint, packet) of our own that no packet's result carries: it is time that asks for them."""
     orphans: list[tuple[int, Release]] = field(default_factory=list)
     """(endpoint, release) of held packets whose flow had to go."""
+    teach: Callable[[Acceptance], None] = _nobody_learns
+    """Told of every identified TCP connection that was accepted (fast.py)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,15 +44,26 @@ class BoundedTable(Generic[K, V]):
 
     def put(self, key: K, value: V, mono_ns: int) -> V | None:
         """Store and touch; return the value that had to make room, if any."""
+        if key not in self._entries:
+            self.entered(key)
         self._entries[key] = (mono_ns + self.ttl_ns, value)
         self._entries.move_to_end(key)
         if len(self._entries) > self.limit:
-            return self._entries.popitem(last=False)[1][1]
+            return self.pop(next(iter(self._entries)))
         return None
 
     def pop(self, key: K) -> V | None:
         entry = self._entries.pop(key, None)
-        return entry[1] if entry else None
+        if entry is None:
+            return None
+        self.left(key)
+        return entry[1]
+
+    def entered(self, key: K) -> None:
+        """Note that ``key`` was not there and is: for a table that somebody keeps an eye on (fast.py)."""
+
+    def left(self, key: K) -> None:
+        """Note that ``key`` is gone."""
 
     def oldest(self) -> V | None:
         """Return what would make room next."""
@@ -73,13 +84,14 @@ class BoundedTable(Generic[K, V]):
             key, (deadline, value) = next(iter(self._entries.items()))
             if deadline > mono_ns:
                 break
-            del self._entries[key]
+            self.pop(key)
             expired.append(value)
         return expired
 
     def clear(self) -> list[V]:
         values = [value for _, value in self._entries.values()]
-        self._entries.clear()
+        for key in list(self._entries):
+            self.pop(key)
         return values
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from trireme_py import messages, wire
-from trireme_py.endpoint import Endpoint, Shared, Turn, drop_held, hold, judge, release_held
+from trireme_py.endpoint import Acceptance, Endpoint, Shared, Turn, drop_held, hold, judge, release_held
 from trireme_py.errors import BadPacket
 from trireme_py.flows import Live, ServerFlow
 from trireme_py.handshake import State, Step, advance
@@ -213,6 +213,11 @@ class ServerSide:
         endpoint.servers.pop(flow.key)
         if endpoint.answered.get(flow.tuple5) is flow:
             del endpoint.answered[flow.tuple5]
+        if flow.peer is not None and flow.local is not None:
+            lesson = Acceptance(
+                endpoint.number, Direction.INGRESS, flow.local, flow.peer, other, own_port or 0, decision, None
+            )
+            self._shared.teach(lesson)
 
     def app_segment(self, turn: Turn) -> Result:
         """Anything but a SYN-ACK leaves the pod on a half-open connection: it can have nothing to say yet."""

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent.enroll import create_psk
 from agent.lab import LabPod
 from policy.objects import NETWORK_NAMESPACE_ANNOTATION
+from tests.harness import implementation
 
 PATIENCE_S = 30.0
 """A bound for what happens in a fraction of a second on an idle machine."""
@@ -49,6 +50,7 @@ class Configuration:
             "podRanges": '[10.77.0.0/16, "fd77::/16"]',
             "nodeNetworkNamespace": router,
             "metrics": "127.0.0.1:0",
+            "datapath": implementation.name,
             "flowLog": str(self.flow_log),
             "runtimeDirectory": str(self.runtime),
             **spec,

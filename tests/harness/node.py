@@ -15,6 +15,7 @@ from types import TracebackType
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
 
 from agent.conntrack import NodeConntrack
+from agent.fastqueue import FastThreads
 from agent.interfaces import addresses_of
 from agent.lab import LabNamespace, LabPod
 from agent.loop import Loop
@@ -24,6 +25,8 @@ from agent.rules import RuleBackend
 from agent.rules_restore import probe
 from agent.ruleset import PodRules
 from tests.harness import assertions
+from tests.harness.implementation import make_datapath, open_queue
+from trireme_py._fastpath import Workers
 from trireme_py.assertion import Claims, identity_id
 from trireme_py.auth import Authenticator
 from trireme_py.auth_pki import PkiAuthenticator
@@ -50,6 +53,8 @@ from trireme_py.pairing import AgreementKey
 TRUST_DOMAIN = "test.example"
 PSK = b"a pre-shared key of a test, 32 octets or more"
 POD_RANGES = ("10.77.0.0/16", "fd77::/16")
+WORKERS = 2
+"""Threads of the fast path: more than one, so that tests see what two of them do to each other."""
 IDENTITY_SCOPE = ("10.0.0.0/8", "fd00::/8")
 
 
@@ -145,6 +150,7 @@ class HeldPod:
     endpoint: int
     queue: PodQueue
     rules: PodRules
+    identity: LocalIdentity
 
 
 @dataclass(slots=True)
@@ -169,6 +175,7 @@ class Node:
         marks: Marks | None = None,
         require_translation_evidence: bool = True,
         pod_ranges: tuple[str, ...] = POD_RANGES,
+        workers: int = WORKERS,
     ) -> None:
         """``router``: the namespace whose conntrack is this node's; None gives no evidence of translations."""
         self.authenticator = authenticator or PskAuthenticator(PSK, TRUST_DOMAIN)
@@ -181,9 +188,8 @@ class Node:
             addresses_of(router.path) if router is not None else frozenset(),
             require_translation_evidence,
         )
-        self.datapath = Datapath(
-            Identities(self.authenticator), settings, entropy=os.urandom, translate=self._translate
-        )
+        self.datapath = make_datapath(Identities(self.authenticator), settings, translate=self._translate)
+        self.threads = FastThreads(Workers(workers), self.conntrack.table if self.conntrack is not None else None)
         self.guard = CrashGuard()
         self.seen = Seen()
         self.loop = Loop(self.datapath, self.guard, self.seen)
@@ -228,11 +234,19 @@ class Node:
         self.loop.call(
             lambda: self.datapath.add_endpoint(endpoint, f"test/{name}", pod.addresses, identity, policy)
         ).result()
-        queue = PodQueue(pod.path, endpoint, self.datapath, self.guard, marks=self.marks, epoch=FIRST_EPOCH)
+        queue = open_queue(
+            pod.path,
+            endpoint,
+            self.datapath,
+            self.guard,
+            threads=self.threads,
+            marks=self.marks,
+            epoch=FIRST_EPOCH,
+        )
         self.loop.call(lambda: self.loop.add(queue)).result()
         rules = PodRules(self.marks, FIRST_EPOCH)
         self.backend.apply(pod.path, rules)
-        held = self.pods[name] = HeldPod(pod, name, endpoint, queue, rules)
+        held = self.pods[name] = HeldPod(pod, name, endpoint, queue, rules, identity)
         return held
 
     def set_identity(self, name: str, identity: LocalIdentity) -> None:

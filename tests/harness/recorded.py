@@ -12,9 +12,10 @@ from tests.harness.segments import ACK, SYN, packed, read, tcp
 from tests.harness.standin_policy import OPEN
 from trireme_py.assertion import identity_id
 from trireme_py.datapath import Caught, Datapath
-from trireme_py.endpoint import DatapathSettings
+from trireme_py.endpoint import Acceptance, DatapathSettings
+from trireme_py.fast import FastDatapath
 from trireme_py.identities import Identities, LocalIdentity
-from trireme_py.model import Hook, Instant, PlainLabels
+from trireme_py.model import Direction, Hook, Instant, PlainLabels
 from trireme_py.networks import NetworkSet
 from trireme_py.pairing import AgreementKey
 
@@ -46,22 +47,41 @@ def identities() -> tuple[LocalIdentity, LocalIdentity]:
     return pair[0], pair[1]
 
 
-def _datapath(name: str, address: bytes, identity: LocalIdentity, nonce: bytes) -> Datapath:
+def _datapath(name: str, address: bytes, identity: LocalIdentity, nonce: bytes, *, fast: bool) -> Datapath:
     scope = NetworkSet(["10.1.0.0/16", "fd00:1::/64"])
-    datapath = Datapath(
-        Identities(assertions.psk_authenticator()), DatapathSettings(scope, scope),
-        entropy=lambda octets: nonce[:octets], translate=lambda *_: None,
-    )  # fmt: skip
+    verifier, settings = Identities(assertions.psk_authenticator()), DatapathSettings(scope, scope)
+
+    def entropy(octets: int) -> bytes:
+        return nonce[:octets]
+
+    datapath = (
+        FastDatapath(verifier, settings, seed=bytes(16), entropy=entropy, translate=lambda *_: None)
+        if fast
+        else Datapath(verifier, settings, entropy=entropy, translate=lambda *_: None)
+    )
     datapath.add_endpoint(0, name, (address,), identity, OPEN)
     return datapath
 
 
-def exchange(family: int) -> Iterator[bytes]:
-    """SYN, SYN-ACK and ACK as they are on the wire."""
+def _introduce(one: Datapath, other: LocalIdentity, address: bytes, direction: Direction) -> None:
+    """Teach a fast path what it would know of the other end, had they met before."""
+    pod, port = one._endpoints[0], PORTS[1]
+    assert pod.identity is not None
+    peer = one._shared.identities.resolve_untrusted(INSTANT, 0, other.id, other.assertion)
+    decision = OPEN.decide(direction, peer.identity, address, 6, port)
+    dialled = (address, port) if direction is Direction.EGRESS else None
+    one._shared.teach(Acceptance(0, direction, pod.identity, peer, address, port, decision, dialled))
+
+
+def exchange(family: int, *, fast: bool = False) -> Iterator[bytes]:
+    """SYN, SYN-ACK and ACK as they are on the wire; ``fast``: from the engine in C, to which everything is known."""
     here, there = ((address, port) for address, port in zip(ADDRESSES[family], PORTS, strict=True))
     client, server = identities()
-    client_end = _datapath("shop/frontend", here[0], client, CLIENT_NONCE)
-    server_end = _datapath("shop/backend", there[0], server, SERVER_NONCE)
+    client_end = _datapath("shop/frontend", here[0], client, CLIENT_NONCE, fast=fast)
+    server_end = _datapath("shop/backend", there[0], server, SERVER_NONCE, fast=fast)
+    if fast:
+        _introduce(client_end, server, there[0], Direction.EGRESS)
+        _introduce(server_end, client, here[0], Direction.INGRESS)
     kernel = (
         (client_end, server_end, tcp(here, there, CLIENT_ISN, 0, SYN, options=OPTIONS)),
         (server_end, client_end, tcp(there, here, SERVER_ISN, CLIENT_ISN + 1, SYN | ACK, options=OPTIONS)),
@@ -76,3 +96,5 @@ def exchange(family: int) -> Iterator[bytes]:
         assert before is not None
         # The other kernel sees what this one has sent, but for the fields that the data path renews.
         assert after == replace(before)
+    for end in (client_end, server_end):
+        assert not isinstance(end, FastDatapath) or not sum(end.counters(0).parked)

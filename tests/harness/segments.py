@@ -147,3 +147,23 @@ def describe(segment: Segment) -> str:
     if payload:
         words.append(f"+ {len(payload)} octets")
     return " ".join(words)
+
+
+def repaired(data: bytes) -> bytes:
+    """Put the checksums right again, where there is still something to sum."""
+    if len(data) < 40 or data[0] >> 4 not in (4, 6):
+        return data
+    start, protocol = ((data[0] & 15) * 4, data[9]) if data[0] >> 4 == 4 else (40, data[6])
+    if protocol != 6 or not 20 <= start <= len(data) - 20:
+        return data
+    addresses = data[12:20] if data[0] >> 4 == 4 else data[8:40]
+    head, body = bytearray(data[:start]), bytearray(data[start:])
+    if data[0] >> 4 == 4:
+        head[2:4] = pack("!H", len(data))
+        head[10:12] = bytes(2)
+        head[10:12] = pack("!H", checksum(bytes(head)))
+    else:
+        head[4:6] = pack("!H", len(body))
+    body[16:18] = bytes(2)
+    body[16:18] = pack("!H", checksum(addresses + pack("!II", len(body), 6) + body))
+    return bytes(head + body)

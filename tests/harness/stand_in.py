@@ -20,6 +20,7 @@ from agent.marks import FIRST_EPOCH, Marks
 from agent.nfqueue import CrashGuard, PodQueue
 from agent.rules import RuleBackend
 from agent.ruleset import PodRules
+from tests.harness.implementation import open_queue
 from trireme_py.datapath import Caught
 from trireme_py.model import DropReason, FlowEvent, Hook, Instant, Release, Result, Verdict
 
@@ -110,7 +111,7 @@ def served(
     try:
         queues = []
         for endpoint, pod in enumerate(pods):
-            queue = PodQueue(
+            queue = open_queue(
                 pod.path, endpoint, stand_in, guard, marks=rules.marks, epoch=rules.epoch, mode=mode, queue=rules.queue
             )
             loop.call(lambda queue=queue: loop.add(queue)).result()  # type: ignore[misc]

@@ -24,11 +24,13 @@ from tests.harness.tcp import SECOND, Connection, Host, Listener
 from trireme_py.assertion import identity_id
 from trireme_py.auth import Authenticator
 from trireme_py.datapath import Caught, Datapath
-from trireme_py.endpoint import EXPLAINED, DatapathSettings, Endpoint
-from trireme_py.errors import BadPacket
+from trireme_py.endpoint import EXPLAINED, Acceptance, DatapathSettings, Endpoint
+from trireme_py.errors import BadPacket, InvalidToken
+from trireme_py.fast import FastDatapath
 from trireme_py.flows import Tuple5
 from trireme_py.identities import Identities, LocalIdentity
 from trireme_py.model import (
+    Direction,
     DropReason,
     FlowEvent,
     Hook,
@@ -49,6 +51,9 @@ LATENCY: Final = SECOND // 100
 POD_RANGES: Final = ("10.1.0.0/16", "fd00:1::/64")
 SCOPE: Final = (*POD_RANGES, "10.96.0.0/12", "fd00:96::/64", "192.0.2.0/24")
 TCP, UDP = 6, 17
+IMPLEMENTATION = "python"
+"""Which data path the pods get: "python", or "c", which is the fast path in front of it with everything it may know
+taught beforehand. `pytest --impl` sets it (tests/trireme_py/conftest.py)."""
 TOUCHED: Final = {
     DropReason.POLICY: {"denials"},
     DropReason.CUT: {"denials", "live", "live_datagrams"},
@@ -108,8 +113,10 @@ class Pod:
 
     @property
     def endpoint(self) -> Endpoint:
-        """The data path's own tables of this pod. Looked at, never changed."""
+        """The data path's own tables of this pod; of the fast path's, Python takes all that is there over first."""
         assert self.datapath is not None
+        if isinstance(self.datapath, FastDatapath):
+            return self.datapath.take_over(0, self.world.now)
         return self.datapath._endpoints[0]
 
     @property
@@ -131,6 +138,8 @@ class Pod:
         self, to: Pod | bytes, port: int = 80, data: bytes = b"", *, family: int = 4, **how: object
     ) -> Connection:
         other = to if isinstance(to, bytes) else to.address(family)
+        if isinstance(to, Pod):
+            self.world.acquaint(self, to, port, family)
         return self.host.connect(self.address(4 if len(other) == 4 else 6), other, port, data, **how)  # type: ignore[arg-type]
 
     def set_policy(self, policy: PolicyView) -> None:
@@ -144,7 +153,11 @@ class Pod:
 
     def tables(self) -> dict[str, object]:
         """A copy of everything the data path remembers of this pod, to be compared."""
-        return snapshot(self.endpoint)
+        assert self.datapath is not None
+        tables = snapshot(self.datapath._endpoints[0])
+        if isinstance(self.datapath, FastDatapath):
+            tables["engine"] = self.datapath.engine_endpoint(0).export(False)
+        return tables
 
     # -- the namespace's rules ----------------------------------------------------------------------------------------
 
@@ -174,6 +187,8 @@ class Pod:
         [result] = self.datapath.receive(self.world.now, 0, hook, [Caught(ticket, data)])
         if self.world.audit and result.reason is not None:
             touched = {name for name, table in self.tables().items() if table != before[name]}
+            if "engine" in touched:  # what the engine knew of this packet's connection is Python's now
+                touched -= {"engine", "clients", "servers", "answered", "live"}
             assert touched <= TOUCHED.get(result.reason, set()), f"{result.reason} has changed {touched}"
         self._carry_out(hook, ticket, data, result)
 
@@ -403,18 +418,42 @@ class World:
             settings = DatapathSettings(
                 NetworkSet(SCOPE), NetworkSet(POD_RANGES), require_translation_evidence=strict
             )  # fmt: skip
-            pod.datapath = Datapath(
-                Identities(pod.authenticator),
-                settings,
-                entropy=self.random.randbytes,
-                translate=lambda _, *flow: self.router.shown(*flow),
-                on_failure=_fail,
-            )
+            identities, translate = Identities(pod.authenticator), lambda _, *flow: self.router.shown(*flow)
+            entropy = self.random.randbytes
+            if IMPLEMENTATION == "c":
+                pod.datapath = FastDatapath(
+                    identities, settings, seed=bytes(16), entropy=entropy, translate=translate, on_failure=_fail
+                )
+            else:
+                pod.datapath = Datapath(identities, settings, entropy=entropy, translate=translate, on_failure=_fail)
             pod.datapath.add_endpoint(0, name, own, pod.identity, policy)
+            if isinstance(pod.datapath, FastDatapath):
+                pod.datapath.ask_translations_of_python(0)
         self.pods[name] = pod
         for address in own:
             self.by_address[address] = pod
         return pod
+
+    def acquaint(self, client: Pod, server: Pod, port: int, family: int) -> None:
+        """Teach the two fast paths what they would know of each other had they met before."""
+        ends = ((client, server, Direction.EGRESS), (server, client, Direction.INGRESS))
+        dialled = server.address(family), port
+        for one, other, direction in ends:
+            datapath, address = one.datapath, other.address(family)
+            if not isinstance(datapath, FastDatapath) or not one.identity or not other.identity:
+                continue
+            pod = datapath._endpoints[0]
+            try:
+                peer = datapath._shared.identities.resolve_untrusted(
+                    self.now, 0, other.identity.id, other.identity.assertion
+                )  # fmt: skip
+                decision = pod.policy.decide(direction, peer.identity, address, TCP, port)
+            except InvalidToken:
+                continue
+            if decision.allowed and pod.identity is not None:
+                target = dialled if direction is Direction.EGRESS else None
+                lesson = Acceptance(0, direction, pod.identity, peer, address, port, decision, target)
+                datapath._shared.teach(lesson)
 
     # -- the network --------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ import pytest
 from agent.enroll import create_psk
 from agent.lab import Lab, LabPod
 from agent.rules_restore import RestoreBackend, Variant
+from tests.harness import implementation
 from tests.harness.agent_process import PATIENCE_S, AgentProcess, Configuration, trireme
 from tests.harness.promtool import complaints
 from tests.harness.traffic import Server, ask, open_socket, refused
@@ -113,7 +114,8 @@ def test_a_policy_written_to_the_folder_is_enforced_counted_and_seen(
         assert samples["trireme_policies"] == 1
         assert samples["trireme_identities_cached"] == 2
         assert samples["trireme_config_problems"] == 0
-        assert samples["trireme_agent_info{backend=iptables-nft,datapath=python,mode=psk,version=0.1.0}"] == 1
+        what = f"backend=iptables-nft,datapath={implementation.name},mode=psk,version=0.1.0"
+        assert samples[f"trireme_agent_info{{{what}}}"] == 1
 
         seen = trireme("observe", "--runtime-directory", str(configuration.runtime), "--last", "9", "--verdict", "deny")
         assert seen.returncode == 0

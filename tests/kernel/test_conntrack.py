@@ -52,7 +52,6 @@ def test_a_service_address_is_translated_to_the_pod_behind_it(lab: Lab, family: 
         with listen(b, family, 9090), connect(a, address(b, family), 9090) as client:
             port = client.getsockname()[1]
             assert node.translate(Protocol.TCP, source, port, target, 9090) == (target, 9090)
-        assert node.timeouts == 0
     finally:
         node.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from agent import conntrack
 from agent.enforcement import PodEnforcement
 from agent.failmode import FailMode
 from agent.lab import Lab, LabPod
-from agent.nfqueue import PodQueue
 from agent.rules import RuleBackend
 from agent.rules_iptc import IptcBackend
 from agent.rules_restore import RestoreBackend, Variant
 from agent.ruleset import DEFAULT_QUEUE, RuleSet
+from tests.harness.implementation import open_queue
 from tests.harness.node import OPEN, Node, Rules, make_identity
 from tests.harness.traffic import Server, ask, open_socket, refused
 from trireme_py.errors import KernelError
@@ -206,12 +207,19 @@ def test_a_failed_attach_leaves_no_listener(network: Network, node: Node) -> Non
 def test_a_queue_without_a_descriptor_left_is_an_error_that_leaves_nothing_open(network: Network, node: Node) -> None:
     open_files = Path("/proc/self/fd")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    gc.collect()  # what earlier tests left open
     before = len(list(open_files.iterdir()))
+    highest = max(int(path.name) for path in open_files.iterdir())
+    gaps = [os.open("/dev/null", os.O_RDONLY)]  # below the highest: the limit is one of numbers, not of files
+    while gaps[-1] < highest:
+        gaps.append(os.open("/dev/null", os.O_RDONLY))
     refusals = 0
     for more in range(32):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (before + more, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (gaps[-1] + 1 + more, hard))
         try:
-            PodQueue(network.server.path, 1, node.datapath, node.guard, marks=node.marks, epoch=1).close()
+            open_queue(
+                network.server.path, 1, node.datapath, node.guard, threads=node.threads, marks=node.marks, epoch=1
+            ).close()
         except KernelError:
             refusals += 1
         else:
@@ -219,6 +227,8 @@ def test_a_queue_without_a_descriptor_left_is_an_error_that_leaves_nothing_open(
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             gc.collect()  # a refusal's traceback
+    for descriptor in gaps:
+        os.close(descriptor)
     assert 2 < refusals < 32
     assert len(list(open_files.iterdir())) <= before
 

@@ -17,7 +17,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoRequest
 from scapy.layers.inet6 import IPv6 as ScapyIPv6
 from scapy.packet import Raw
 
+from agent.fastqueue import FastQueue
 from agent.lab import Lab, LabPod
-from tests.harness import node as node_module
+from tests.harness import implementation
 from tests.harness.hostile import Capture
 from tests.harness.injector import FrameInjector, RawInjector
 from tests.harness.mutations import mutations
@@ -39,6 +40,7 @@ from tests.harness.traffic import IP, Server, ask
 from trireme_py import messages
 from trireme_py.datapath import Caught, Datapath
 from trireme_py.errors import BadPacket
+from trireme_py.fast import FastDatapath, Parked
 from trireme_py.model import DropReason, Hook, Instant, Release, Result, Verdict
 from trireme_py.packet import ACK, SYN, Packet, internet_checksum, parse_packet_untrusted, with_tcp
 
@@ -55,34 +57,62 @@ which go when their time is over. The packets themselves, were they kept, would 
 PATIENCE_S = 30.0
 
 
-class CountingDatapath(Datapath):
-    """The data path, keeping count of its answers."""
+@dataclass(slots=True)
+class Answers:
+    """What a data path answered in Python."""
 
-    __slots__ = ("answers", "released")
+    given: Counter[Verdict] = field(default_factory=Counter)
+    released: Counter[Verdict] = field(default_factory=Counter)
 
-    def __init__(self, *positional: object, **named: object) -> None:
-        super().__init__(*positional, **named)  # type: ignore[arg-type]
-        self.answers: Counter[Verdict] = Counter()
-        self.released: Counter[Verdict] = Counter()
-
-    def receive(self, now: Instant, endpoint: int, hook: Hook, batch: Sequence[Caught]) -> list[Result]:
-        results = super().receive(now, endpoint, hook, batch)
-        assert len(results) == len(batch)
+    def count(self, results: list[Result], packets: int) -> list[Result]:
+        assert len(results) == packets
         for result in results:
             assert (result.verdict is Verdict.DROP) == (result.reason is not None)
-            self.answers[result.verdict] += 1
+            self.given[result.verdict] += 1
             self.released.update(release.verdict for release in result.release)
         return results
 
-    def expire(self, now: Instant) -> list[tuple[int, Release]]:
-        return self._count(super().expire(now))
-
-    def take_releases(self) -> list[tuple[int, Release]]:
-        return self._count(super().take_releases())
-
-    def _count(self, releases: list[tuple[int, Release]]) -> list[tuple[int, Release]]:
+    def count_releases(self, releases: list[tuple[int, Release]]) -> list[tuple[int, Release]]:
         self.released.update(release.verdict for _, release in releases)
         return releases
+
+
+class CountingDatapath(Datapath):
+    """The data path, keeping count of its answers."""
+
+    __slots__ = ("answers",)
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        self.answers = Answers()
+
+    def receive(self, now: Instant, endpoint: int, hook: Hook, batch: Sequence[Caught]) -> list[Result]:
+        return self.answers.count(super().receive(now, endpoint, hook, batch), len(batch))
+
+    def expire(self, now: Instant) -> list[tuple[int, Release]]:
+        return self.answers.count_releases(super().expire(now))
+
+    def take_releases(self) -> list[tuple[int, Release]]:
+        return self.answers.count_releases(super().take_releases())
+
+
+class CountingFastDatapath(FastDatapath):
+    """The same of what the fast path parks."""
+
+    __slots__ = ("answers",)
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        self.answers = Answers()
+
+    def receive_parked(self, now: Instant, endpoint: int, hook: Hook, batch: Sequence[Parked]) -> list[Result]:
+        return self.answers.count(super().receive_parked(now, endpoint, hook, batch), len(batch))
+
+    def expire(self, now: Instant) -> list[tuple[int, Release]]:
+        return self.answers.count_releases(super().expire(now))
+
+    def take_releases(self) -> list[tuple[int, Release]]:
+        return self.answers.count_releases(super().take_releases())
 
 
 @dataclass(slots=True)
@@ -99,15 +129,23 @@ class Scene:
     def at(self, pod: LabPod) -> IP:
         return pod.ipv4 if self.family == 4 else pod.ipv6
 
-    @property
-    def datapath(self) -> CountingDatapath:
-        assert isinstance(self.there.datapath, CountingDatapath)
-        return self.there.datapath
+    def judged(self) -> tuple[Answers, int, int]:
+        """What Bob's data path answered in Python, how many packets were for it to answer, and how many the fast path
+        dropped."""
+        datapath = self.there.datapath
+        if isinstance(datapath, CountingDatapath):
+            return datapath.answers, self.held.queue.counters.packets.total(), 0
+        assert isinstance(datapath, CountingFastDatapath)
+        assert isinstance(self.held.queue, FastQueue)
+        counters = datapath.counters(self.held.endpoint)
+        *parked, _ = counters.parked  # the last were offered to the fast path again
+        return datapath.answers, sum(parked) - self.held.queue.turned_away, sum(counters.drops)
 
 
 @pytest.fixture(params=[4, 6])
 def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    monkeypatch.setattr(node_module, "Datapath", CountingDatapath)
+    monkeypatch.setitem(implementation.classes, "python", CountingDatapath)
+    monkeypatch.setitem(implementation.classes, "c", CountingFastDatapath)
     with Lab("garbage") as lab:
         alice, bob = lab.add_pod("alice"), lab.add_pod("bob")
         with Node(lab.router) as here, Node(lab.router) as there:
@@ -255,18 +293,20 @@ def test_garbage(scene: Scene) -> None:
         pour(scene, packets[Hook.NETWORK], PER_HOOK, at_network)
         pour(scene, packets[Hook.APPLICATION], PER_HOOK, at_application)
         grown = resident() - before
-        queue, datapath = scene.held.queue, scene.datapath
+        queue = scene.held.queue
         wait_until(lambda: queue.kernel_counters().waiting == 0, "packets are held for ever")
         kernel, own = queue.kernel_counters(), queue.counters
         for hook in Hook:
             assert own.packets[hook] > PER_HOOK * 0.5, "too much of it never came to the hook"
         # Every packet that the kernel queued was read, and judged exactly once.
         assert (kernel.queue_dropped, kernel.user_dropped) == (0, 0)
-        assert kernel.total == own.packets.total() == datapath.answers.total()
-        assert datapath.answers[Verdict.HOLD] == datapath.released.total()
+        answers, for_python, dropped_in_c = scene.judged()
+        assert kernel.total == own.packets.total()
+        assert answers.given.total() == for_python
+        assert answers.given[Verdict.HOLD] == answers.released.total()
         # Every one that was dropped is counted under its reason.
         drops = scene.there.drops
-        assert drops.total() == datapath.answers[Verdict.DROP] + datapath.released[Verdict.DROP]
+        assert drops.total() == answers.given[Verdict.DROP] + answers.released[Verdict.DROP] + dropped_in_c
         assert len(drops) >= 8, drops
         assert not drops[DropReason.INTERNAL_ERROR]
         # Nobody stumbled, and nothing was forgotten.

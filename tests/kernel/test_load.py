@@ -325,7 +325,9 @@ def test_a_flood_of_held_packets(scene: Scene) -> None:
     # The loop reads what waits before it carries out what has to make room.
     assert most <= MAX_HELD_PER_POD + MAX_HELD_PACKETS * 4
     drops = scene.there.drops
-    assert drops.total() == drops[DropReason.HOLD_LIMIT] + drops[DropReason.HOLD_TIMEOUT] == 200 * MAX_HELD_PACKETS
+    # The fast path lets nobody keep Python busy: what comes too fast is not held at all.
+    expected = (DropReason.HOLD_LIMIT, DropReason.HOLD_TIMEOUT, DropReason.RATE_LIMITED)
+    assert drops.total() == sum(drops[reason] for reason in expected) == 200 * MAX_HELD_PACKETS
     kernel = bob.queue.kernel_counters()
     assert (kernel.queue_dropped, kernel.user_dropped) == (0, 0)
     assert not scene.there.guard.crashes

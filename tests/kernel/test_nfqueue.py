@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 import time
@@ -16,9 +17,10 @@ from scapy.layers.inet6 import IPv6
 from agent.failmode import FailMode, FailureCause
 from agent.lab import Lab
 from agent.marks import FIRST_EPOCH, Marks
-from agent.nfqueue import HOLD_LIMIT_NS, QUEUE_LENGTH, CrashGuard, PodQueue
+from agent.nfqueue import HOLD_LIMIT_NS, QUEUE_LENGTH, CrashGuard
 from agent.rules_restore import probe
 from agent.ruleset import PodRules
+from tests.harness.implementation import open_queue
 from tests.harness.stand_in import (
     ACCEPT,
     DROP,
@@ -244,7 +246,7 @@ def test_a_queue_somebody_holds_is_an_error_that_says_so(lab: Lab) -> None:
         served(probe(), lambda hook, caught: PASS, a),
         pytest.raises(KernelError, match=f"queue 7 of network namespace {a.path}.*another agent"),
     ):
-        PodQueue(a.path, 1, StandIn(lambda hook, caught: PASS), CrashGuard(), marks=Marks(), epoch=FIRST_EPOCH)
+        open_queue(a.path, 1, StandIn(lambda hook, caught: PASS), CrashGuard(), marks=Marks(), epoch=FIRST_EPOCH)
 
 
 def test_the_kernel_s_own_drops_are_seen(lab: Lab) -> None:
@@ -303,13 +305,14 @@ def test_letting_go_of_a_pod_with_packets_waiting_frees_its_namespace(lab: Lab) 
             return ACCEPT if caught.data.endswith(b"first") else HOLD
 
         stand_in = StandIn(judge)
-        queue = PodQueue(a.path, 0, stand_in, CrashGuard(), marks=Marks(), epoch=FIRST_EPOCH)
+        queue = open_queue(a.path, 0, stand_in, CrashGuard(), marks=Marks(), epoch=FIRST_EPOCH)
+        queue.start()
         probe().apply(a.path, PodRules(Marks(), FIRST_EPOCH))
         for word in (b"second", b"first"):
             here.sendto(word, there.getsockname())
-        queue.service(Instant(time.monotonic_ns(), time.time()))
-        assert queue.held
-        assert queue.pending
+        while not (queue.held and queue.pending):
+            assert select.select([queue], [], [], 10)[0]
+            queue.service(Instant(time.monotonic_ns(), time.time()))
         queue.close()
     a.command("umount", str(a.path))
     with lab.router.run(watch_links) as links:

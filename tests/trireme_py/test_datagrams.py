@@ -347,7 +347,8 @@ def test_outside_the_identity_scope_no_message_goes_or_is_heard() -> None:
 def test_a_pod_without_an_identity_reads_what_comes_with_a_hello(isolated: str) -> None:
     """It answers nothing, and its peers are judged by address."""
     scene = Resolver(isolated)
-    scene.server.endpoint.identity = None
+    assert scene.server.datapath is not None
+    scene.server.datapath.set_identity(0, None)
     if isolated == "server":
         scene.server.set_policy(only_from(addresses=frozenset({scene.client.address()})))
     assert scene.ask() == ROUND_TRIP_MS

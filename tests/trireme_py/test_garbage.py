@@ -10,7 +10,7 @@ from struct import pack
 import pytest
 
 from tests.harness.mutations import mutations
-from tests.harness.segments import ACK, SYN, checksum, icmp, ip, tcp, udp
+from tests.harness.segments import ACK, SYN, icmp, ip, repaired, tcp, udp
 from tests.harness.shop import Shop
 from tests.harness.tcp import SECOND
 from tests.harness.world import Pod
@@ -44,26 +44,6 @@ def valid_packets(shop: Shop, family: int) -> list[bytes]:
         chain = pack("!BB6x", 60, 0) + pack("!BB6x", 43, 0) + pack("!BB6x", 44, 0) + pack("!BBHI", 6, 0, 0, 7)
         packets += [ip(client, server, 0, chain + syn[40:]), icmp(client, server, 135, body=server)]
     return packets
-
-
-def repaired(data: bytes) -> bytes:
-    """Put the checksums right again, where there is still something to sum."""
-    if len(data) < 40 or data[0] >> 4 not in (4, 6):
-        return data
-    start, protocol = ((data[0] & 15) * 4, data[9]) if data[0] >> 4 == 4 else (40, data[6])
-    if protocol != 6 or not 20 <= start <= len(data) - 20:
-        return data
-    addresses = data[12:20] if data[0] >> 4 == 4 else data[8:40]
-    head, body = bytearray(data[:start]), bytearray(data[start:])
-    if data[0] >> 4 == 4:
-        head[2:4] = pack("!H", len(data))
-        head[10:12] = bytes(2)
-        head[10:12] = pack("!H", checksum(bytes(head)))
-    else:
-        head[4:6] = pack("!H", len(body))
-    body[16:18] = bytes(2)
-    body[16:18] = pack("!H", checksum(addresses + pack("!II", len(body), 6) + body))
-    return bytes(head + body)
 
 
 def garbage(packets: list[bytes], count: int, seed: int) -> Iterator[bytes]:

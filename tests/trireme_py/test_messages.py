@@ -31,9 +31,10 @@ def payloads(family: int) -> list[bytes]:
 
 
 @FAMILIES
-def test_exchange_is_the_recorded_one(family: int) -> None:
+@pytest.mark.parametrize("fast", [False, True])
+def test_exchange_is_the_recorded_one(family: int, fast: bool) -> None:
     recorded = [read_hex(VECTORS / f"{name}_ipv{family}.dump") for name in NAMES]
-    assert list(exchange(family)) == recorded
+    assert list(exchange(family, fast=fast)) == recorded
 
 
 def prefixed(*fields: bytes) -> bytes:

@@ -116,7 +116,7 @@ def test_a_pod_whose_identity_cannot_be_issued_is_enforced_all_the_same() -> Non
     shop = Shop()
     datapath = shop.client.datapath
     assert datapath is not None
-    datapath._endpoints[0].identity = None
+    datapath.set_identity(0, None)
     with shop.counts(server={DropReason.POLICY: 1}):
         shop.connect()
         shop.world.run(0.5)

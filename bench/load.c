@@ -1,0 +1,358 @@
+/* The load of the benchmarks: both ends of connections, datagrams and streams, and a flood.
+ *
+ *   load serve PORT                          greet whoever connects with one octet; answer datagrams; swallow streams
+ *   load connect ADDRESS PORT FLIGHT COUNT SECONDS  connections, FLIGHT at a time
+ *   load datagrams ADDRESS PORT COUNT LATER  flows one after the other: a first datagram and LATER more, each answered
+ *   load stream ADDRESS PORT SECONDS         one connection, as much as goes
+ *   load flood FILE RATE SECONDS             packets of FILE (length in two octets, then the IPv4 packet), RATE a second
+ *
+ * Each prints one line of JSON, `serve` when it is ready and the others when they are done. Times in nanoseconds.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MOST 4000000u
+#define PIECE (256 << 10)
+#define PATIENCE_MS 5000
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void die(const char *what)
+{
+    fprintf(stderr, "load: %s: %s\n", what, strerror(errno));
+    exit(1);
+}
+
+static void add(int epoll, int fd, uint32_t events, uint64_t tag)
+{
+    struct epoll_event event = {.events = events, .data.u64 = tag};
+    if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) != 0) die("epoll_ctl");
+}
+
+static unsigned long number(const char *text, unsigned long most)
+{
+    char *end;
+    unsigned long value = strtoul(text, &end, 10);
+    if (*text == '\0' || *end != '\0' || value > most) {
+        fprintf(stderr, "load: %s: not a number up to %lu\n", text, most);
+        exit(2);
+    }
+    return value;
+}
+
+struct peer {
+    struct sockaddr_storage address;
+    socklen_t length;
+};
+
+static struct peer resolve(const char *address, const char *port)
+{
+    struct addrinfo wanted = {.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV}, *found;
+    struct peer peer = {0};
+    if (getaddrinfo(address, port, &wanted, &found) != 0) {
+        fprintf(stderr, "load: %s port %s: not an address and a port\n", address, port);
+        exit(2);
+    }
+    memcpy(&peer.address, found->ai_addr, found->ai_addrlen);
+    peer.length = found->ai_addrlen;
+    freeaddrinfo(found);
+    return peer;
+}
+
+/* -- figures -------------------------------------------------------------------------------------------------------- */
+
+struct samples {
+    uint64_t *at;
+    size_t count;
+};
+
+static struct samples make_samples(size_t most)
+{
+    struct samples made = {calloc(most ? most : 1, sizeof(uint64_t)), 0};
+    if (made.at == NULL) die("calloc");
+    return made;
+}
+
+static int compare(const void *one, const void *other)
+{
+    uint64_t a = *(const uint64_t *)one, b = *(const uint64_t *)other;
+    return a < b ? -1 : a > b;
+}
+
+static void print_samples(const char *name, struct samples *samples)
+{
+    qsort(samples->at, samples->count, sizeof *samples->at, compare);
+    size_t last = samples->count ? samples->count - 1 : 0;
+    printf("\"%s\": {\"p50\": %lu, \"p99\": %lu, \"p999\": %lu}, ", name, samples->at[last / 2],
+           samples->at[(size_t)((double)last * 0.99)], samples->at[(size_t)((double)last * 0.999)]);
+}
+
+/* -- the server ----------------------------------------------------------------------------------------------------- */
+
+enum { LISTENER = 1, DATAGRAMS = 2, FIRST_CONNECTION = 16 };
+
+static int open_server(int kind, uint16_t port)
+{
+    int yes = 1, no = 0, fd = socket(AF_INET6, kind | SOCK_NONBLOCK, 0), large = 8 << 20;
+    struct sockaddr_in6 here = {.sin6_family = AF_INET6, .sin6_port = htons(port), .sin6_addr = in6addr_any};
+    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) != 0 ||
+        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &no, sizeof no) != 0 ||
+        bind(fd, (struct sockaddr *)&here, sizeof here) != 0)
+        die("bind");
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &large, sizeof large);
+    if (kind == SOCK_STREAM && listen(fd, 8192) != 0) die("listen");
+    return fd;
+}
+
+static void accept_all(int listener, int epoll)
+{
+    int fd;
+    while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK)) >= 0) {
+        if (send(fd, "!", 1, MSG_NOSIGNAL) < 0) close(fd);
+        else add(epoll, fd, EPOLLIN | EPOLLRDHUP, FIRST_CONNECTION + (uint64_t)fd);
+    }
+}
+
+static void answer_all(int datagrams)
+{
+    uint8_t data[2048];
+    struct peer from = {.length = sizeof from.address};
+    ssize_t length;
+    while ((length = recvfrom(datagrams, data, sizeof data, 0, (struct sockaddr *)&from.address, &from.length)) >= 0) {
+        if (sendto(datagrams, data, (size_t)length, 0, (struct sockaddr *)&from.address, from.length) < 0) continue;
+        from.length = sizeof from.address;
+    }
+}
+
+static _Noreturn void serve(uint16_t port)
+{
+    int listener = open_server(SOCK_STREAM, port), datagrams = open_server(SOCK_DGRAM, port), epoll = epoll_create1(0);
+    uint8_t *piece = malloc(PIECE);
+    if (epoll < 0 || piece == NULL) die("epoll_create1");
+    add(epoll, listener, EPOLLIN, LISTENER);
+    add(epoll, datagrams, EPOLLIN, DATAGRAMS);
+    printf("{\"ready\": 1}\n");
+    fflush(stdout);
+    for (;;) {
+        struct epoll_event events[256];
+        int ready = epoll_wait(epoll, events, 256, -1);
+        for (int index = 0; index < ready; index++) {
+            uint64_t tag = events[index].data.u64;
+            if (tag == LISTENER) accept_all(listener, epoll);
+            else if (tag == DATAGRAMS) answer_all(datagrams);
+            else {
+                int fd = (int)(tag - FIRST_CONNECTION);
+                ssize_t length = read(fd, piece, PIECE);
+                if (length == 0 || (length < 0 && errno != EAGAIN)) close(fd);
+            }
+        }
+    }
+}
+
+/* -- connections ---------------------------------------------------------------------------------------------------- */
+
+struct slot {
+    int fd;
+    uint64_t began;
+    bool connected;
+};
+
+static bool begin(struct slot *slot, const struct peer *peer, int epoll, uint64_t tag)
+{
+    struct linger reset = {.l_onoff = 1}; /* closes by a reset, so that ports and conntrack entries do not run out */
+    slot->fd = socket(peer->address.ss_family, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    if (slot->fd < 0) die("socket");
+    setsockopt(slot->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+    slot->connected = false;
+    slot->began = now_ns();
+    if (connect(slot->fd, (const struct sockaddr *)&peer->address, peer->length) != 0 && errno != EINPROGRESS) {
+        close(slot->fd);
+        slot->fd = -1;
+        return false;
+    }
+    add(epoll, slot->fd, EPOLLIN | EPOLLOUT | EPOLLET, tag);
+    return true;
+}
+
+static int connect_many(const struct peer *peer, size_t flight, size_t count, double seconds)
+{
+    struct slot *slots = calloc(flight, sizeof *slots);
+    struct samples connected = make_samples(count), first = make_samples(count);
+    int epoll = epoll_create1(0);
+    size_t begun = 0, open = 0, failures = 0;
+    if (slots == NULL || epoll < 0) die("epoll_create1");
+    uint64_t start = now_ns(), deadline = start + (uint64_t)(seconds * 1e9);
+    for (size_t index = 0; index < flight && begun < count; index++, begun++)
+        if (begin(&slots[index], peer, epoll, index)) open++;
+        else failures++;
+    uint64_t end = start;
+    while (open > 0) {
+        struct epoll_event events[256];
+        int ready = epoll_wait(epoll, events, 256, PATIENCE_MS);
+        if (ready <= 0) {
+            failures += open;
+            break;
+        }
+        for (int index = 0; index < ready; index++) {
+            struct slot *slot = &slots[events[index].data.u64];
+            uint64_t now = now_ns();
+            char greeting;
+            bool broken = events[index].events & (EPOLLERR | EPOLLHUP);
+            if (!broken && !slot->connected && events[index].events & EPOLLOUT) {
+                slot->connected = true;
+                connected.at[connected.count++] = now - slot->began;
+            }
+            if (!broken && !(events[index].events & EPOLLIN)) continue;
+            if (!broken && recv(slot->fd, &greeting, 1, 0) == 1) {
+                first.at[first.count++] = now - slot->began;
+                end = now;
+            } else
+                failures++;
+            close(slot->fd);
+            open--;
+            if (begun < count && now < deadline) {
+                begun++;
+                if (begin(slot, peer, epoll, events[index].data.u64)) open++;
+                else failures++;
+            }
+        }
+    }
+    printf("{\"connects\": %zu, \"failures\": %zu, \"elapsed\": %lu, ", first.count, failures, end - start);
+    print_samples("connect", &connected);
+    print_samples("first", &first);
+    printf("\"flight\": %zu}\n", flight);
+    return 0;
+}
+
+/* -- datagrams and streams ------------------------------------------------------------------------------------------ */
+
+static bool ask(int fd, struct samples *samples)
+{
+    uint64_t began = now_ns();
+    char data[64] = "question";
+    if (send(fd, data, sizeof data, 0) < 0 || recv(fd, data, sizeof data, 0) < 0) return false;
+    samples->at[samples->count++] = now_ns() - began;
+    return true;
+}
+
+static int send_datagrams(const struct peer *peer, size_t count, size_t later)
+{
+    struct samples first = make_samples(count), others = make_samples(count * later);
+    struct timeval patience = {.tv_sec = PATIENCE_MS / 1000};
+    size_t failures = 0;
+    for (size_t flow = 0; flow < count; flow++) {
+        int fd = socket(peer->address.ss_family, SOCK_DGRAM, 0);
+        if (fd < 0 || connect(fd, (const struct sockaddr *)&peer->address, peer->length) != 0) die("connect");
+        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+        if (!ask(fd, &first)) failures++;
+        else
+            for (size_t index = 0; index < later; index++)
+                if (!ask(fd, &others)) failures++;
+        close(fd);
+    }
+    printf("{\"flows\": %zu, \"failures\": %zu, ", first.count, failures);
+    print_samples("first", &first);
+    print_samples("later", &others);
+    printf("\"datagrams\": %zu}\n", others.count);
+    return 0;
+}
+
+static int stream(const struct peer *peer, double seconds)
+{
+    int fd = socket(peer->address.ss_family, SOCK_STREAM, 0);
+    uint8_t *piece = calloc(1, PIECE);
+    char greeting;
+    struct timeval patience = {.tv_sec = PATIENCE_MS / 1000};
+    if (fd < 0 || piece == NULL) die("socket");
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+    if (connect(fd, (const struct sockaddr *)&peer->address, peer->length) != 0 || recv(fd, &greeting, 1, 0) != 1)
+        die("connect");
+    uint64_t start = now_ns(), deadline = start + (uint64_t)(seconds * 1e9), octets = 0, now;
+    while ((now = now_ns()) < deadline) {
+        ssize_t written = send(fd, piece, PIECE, MSG_NOSIGNAL);
+        if (written < 0) die("send");
+        octets += (uint64_t)written;
+    }
+    printf("{\"octets\": %lu, \"elapsed\": %lu}\n", octets, now - start);
+    return 0;
+}
+
+/* -- the flood ------------------------------------------------------------------------------------------------------ */
+
+static int flood(const char *file, double rate, double seconds)
+{
+    int fd = open(file, O_RDONLY), raw = socket(AF_INET, SOCK_RAW, IPPROTO_RAW);
+    struct stat about;
+    if (fd < 0 || fstat(fd, &about) != 0) die(file);
+    if (raw < 0) die("raw socket");
+    size_t size = (size_t)about.st_size, offset = 0, sent = 0, refused = 0;
+    uint8_t *packets = malloc(size + 1);
+    if (packets == NULL || read(fd, packets, size) != about.st_size) die(file);
+    uint64_t start = now_ns(), deadline = start + (uint64_t)(seconds * 1e9), now;
+    while ((now = now_ns()) < deadline) {
+        size_t due = (size_t)((double)(now - start) / 1e9 * rate);
+        for (; sent < due; sent++) {
+            if (offset + 22 > size) offset = 0;
+            size_t length = (size_t)packets[offset] << 8 | packets[offset + 1];
+            if (length < 20 || offset + 2 + length > size) {
+                fprintf(stderr, "load: %s: no packet at octet %zu\n", file, offset);
+                return 1;
+            }
+            struct sockaddr_in to = {.sin_family = AF_INET};
+            memcpy(&to.sin_addr, packets + offset + 2 + 16, 4);
+            if (sendto(raw, packets + offset + 2, length, MSG_DONTWAIT, (struct sockaddr *)&to, sizeof to) < 0) refused++;
+            offset += 2 + length;
+        }
+        struct timespec pause = {.tv_nsec = 500000};
+        nanosleep(&pause, NULL);
+    }
+    printf("{\"sent\": %zu, \"refused\": %zu, \"elapsed\": %lu}\n", sent, refused, now - start);
+    return 0;
+}
+
+int main(int count, char **words)
+{
+    struct rlimit files;
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+    signal(SIGPIPE, SIG_IGN);
+    const char *what = count > 1 ? words[1] : "";
+    if (strcmp(what, "serve") == 0 && count == 3) serve((uint16_t)number(words[2], 65535));
+    if (strcmp(what, "connect") == 0 && count == 7) {
+        struct peer peer = resolve(words[2], words[3]);
+        return connect_many(&peer, number(words[4], 4096), number(words[5], MOST), atof(words[6]));
+    }
+    if (strcmp(what, "datagrams") == 0 && count == 6) {
+        struct peer peer = resolve(words[2], words[3]);
+        return send_datagrams(&peer, number(words[4], 100000), number(words[5], 40));
+    }
+    if (strcmp(what, "stream") == 0 && count == 5) {
+        struct peer peer = resolve(words[2], words[3]);
+        return stream(&peer, atof(words[4]));
+    }
+    if (strcmp(what, "flood") == 0 && count == 5) return flood(words[2], atof(words[3]), atof(words[4]));
+    fprintf(stderr, "load: see the head of bench/load.c\n");
+    return 2;
+}

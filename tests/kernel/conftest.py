@@ -1,0 +1,25 @@
+"""Kernel tests run on the fast path in C, those of the exchange on Python's data path as well (option ``--impl``)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.harness import implementation
+
+ON_BOTH = {"test_attacks", "test_exchange", "test_nfqueue"}
+"""Modules that run on both unless one is asked for. On the others the two do not differ by what runs only there, and
+kernel tests take minutes."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.config.getoption("--impl") == "both" and metafunc.module.__name__.rpartition(".")[2] in ON_BOTH:
+        metafunc.parametrize("data_path", ("c", "python"), indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def data_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which data path this test runs on."""
+    wanted = request.config.getoption("--impl")
+    name: str = getattr(request, "param", "c" if wanted == "both" else wanted)
+    monkeypatch.setattr(implementation, "name", name)
+    return name

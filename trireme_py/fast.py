@@ -1,0 +1,431 @@
+"""The C fast path in front of the Python data path (docs/fastpath.md).
+
+The engine in C answers the packets of warm TCP connections. What it does not know it parks: the packet comes here with
+all that the engine knew of its connection, and the Python data path finishes it. What that accepts, this file teaches
+the engine. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from trireme_py import _fastpath
+from trireme_py.assertion import CLOCK_SKEW_S
+from trireme_py.datapath import Caught, Datapath, Gauges
+from trireme_py.endpoint import (
+    MAX_HALF_OPEN,
+    MAX_LIVE,
+    Acceptance,
+    DatapathSettings,
+    Endpoint,
+    Translate,
+    tuple_of,
+)
+from trireme_py.errors import BadPacket
+from trireme_py.fast_tables import SUPERSEDED, BareTargets, OwnedSyns, OwnedTable
+from trireme_py.flows import Tuple5
+from trireme_py.handover import DIRECTIONS, Reader
+from trireme_py.identities import Identities, LocalIdentity, Peer
+from trireme_py.model import (
+    Address,
+    Decision,
+    Direction,
+    DropReason,
+    FlowEvent,
+    Hook,
+    Instant,
+    PolicyView,
+    Reason,
+    Release,
+    Result,
+    Verdict,
+)
+from trireme_py.packet import parse_packet_untrusted
+from trireme_py.wire import NONCE_SIZE
+
+MAX_PEERS: Final = 1 << 15
+"""Per pod, of its own identity; the least recently used makes room and is parked the next time."""
+MAX_VERDICTS: Final = 1 << 16
+"""Per pod: peers times ports, with room."""
+MAX_OWNED: Final = 1 << 17
+"""Per pod: what the Python tables of live and half-open connections can hold."""
+MAX_POLICIES: Final = 64
+"""Policies that live connections may have been accepted under: as many as a pod has epochs (agent/marks.py)."""
+SWEEP_NS: Final = 60_000_000_000
+"""How long a token that the engine has let go of is remembered: far longer than a parked packet waits."""
+
+_VERDICTS: Final = (Verdict.PASS, Verdict.PASS_CLEAR, Verdict.ACCEPT, Verdict.DROP)
+_PARK: Final = 4
+_PARK_ENTROPY: Final = 4
+_REASONS: Final = tuple(DropReason)
+_ALLOWED: Final = tuple(Reason)
+_HOOKS: Final = {Hook.NETWORK: 0, Hook.APPLICATION: 1}
+
+
+class Parked(NamedTuple):
+    """A packet that the engine parked."""
+
+    ticket: int
+    """The shell's own number for it, as in Caught."""
+    data: bytes
+    handover: bytes
+    """What the engine knew of its connection."""
+
+
+class Counters(NamedTuple):
+    """What the engine counts for one pod (struct tr_counters)."""
+
+    drops: Sequence[int]
+    """By the order of DropReason."""
+    parked: Sequence[int]
+    """By class: its connection is known; its identity is known; neither, without a message; neither, with one."""
+    ingress: Sequence[int]
+    """Connections accepted, by the order of Reason."""
+    egress: Sequence[int]
+    unrecorded_ingress: Sequence[int]
+    """Those of them that became no event: nobody listened, or events were not taken in time."""
+    unrecorded_egress: Sequence[int]
+    clients: int
+    servers: int
+    live: int
+    peers: int
+    verdicts: int
+    owned: int
+
+
+@dataclass(slots=True)
+class _Pod:
+    """One local pod on both sides."""
+
+    engine: _fastpath.Endpoint
+    reader: Reader
+    policy: int = 1
+    """The current one's number."""
+    policies: dict[int, PolicyView] = field(default_factory=dict)
+    decisions: list[Decision] = field(default_factory=list)
+    numbers: dict[Decision, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Known:
+    token: _fastpath.Token
+    value: Peer | LocalIdentity
+    unused_since: int | None = None
+    """Monotonic ns."""
+
+
+def _unrecorded(counters: Counters) -> dict[tuple[Direction, Reason], int]:
+    both = ((Direction.INGRESS, counters.unrecorded_ingress), (Direction.EGRESS, counters.unrecorded_egress))
+    return {(direction, reason): n for direction, ns in both for reason, n in zip(_ALLOWED, ns, strict=True) if n}
+
+
+def _waiting(hook: Hook, packets: Sequence[bytes]) -> list[bool]:
+    """Tell for each packet whether more of its connection come behind it."""
+    waiting = []
+    behind: set[Tuple5] = set()
+    for data in reversed(packets):
+        try:
+            tuple5 = tuple_of(parse_packet_untrusted(data), leaving=hook is Hook.APPLICATION)
+        except BadPacket:
+            waiting.append(False)
+            continue
+        waiting.append(tuple5 in behind)
+        behind.add(tuple5)
+    return waiting[::-1]
+
+
+class FastDatapath(Datapath):
+    """The data path of all local pods, warm TCP connections in C. As :class:`Datapath`, one thread owns it."""
+
+    __slots__ = (
+        "_dropped", "_engine", "_known", "_listening", "_next_number", "_numbers", "_pods", "_swept_ns", "_translate",
+        "_unrecorded",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        identities: Identities,
+        settings: DatapathSettings,
+        *,
+        seed: bytes,
+        entropy: Callable[[int], bytes],
+        translate: Translate,
+        on_failure: Callable[[Exception], Verdict] = lambda _: Verdict.DROP,
+    ) -> None:
+        """``seed``: 16 octets of the kernel's CSPRNG; it keeps others from choosing keys that collide in the tables."""
+        super().__init__(identities, settings, entropy=entropy, translate=translate, on_failure=on_failure)
+        self._shared.teach = self._teach
+        self._translate = translate
+        self._engine = _fastpath.Engine(seed)
+        self._pods: dict[int, _Pod] = {}
+        self._known: dict[int, _Known] = {}
+        self._numbers: dict[bytes, int] = {}
+        """Of tokens, by identity id."""
+        self._next_number = 1
+        self._listening = True
+        self._dropped: Counter[DropReason] = Counter()
+        """By the engine, for pods that are gone; and what became no event."""
+        self._unrecorded: Counter[tuple[Direction, Reason]] = Counter()
+        self._swept_ns = 0
+
+    # -- pods ---------------------------------------------------------------------------------------------------------
+
+    def add_endpoint(
+        self,
+        endpoint: int,
+        pod: str,
+        addresses: tuple[Address, ...],
+        identity: LocalIdentity | None,
+        policy: PolicyView,
+    ) -> None:
+        super().add_endpoint(endpoint, pod, addresses, identity, policy)
+        tables = self._endpoints[endpoint]
+        engine = _fastpath.Endpoint(self._engine, MAX_HALF_OPEN, MAX_LIVE, MAX_PEERS, MAX_VERDICTS, MAX_OWNED)
+        tables.clients = OwnedTable(engine, tables.clients)
+        tables.live = OwnedTable(engine, tables.live)
+        tables.servers = OwnedSyns(engine, tables.servers)
+        tables.unanswered = BareTargets(engine, tables.unanswered)
+        tables.minds_payload = BareTargets(engine, tables.minds_payload)
+        one = self._pods[endpoint] = _Pod(engine, self._reader(endpoint, tables))
+        one.policies[one.policy] = policy
+        engine.teach_identity(self._token(identity) if identity else None)
+        engine.listen(self._listening)
+
+    def _reader(self, endpoint: int, tables: Endpoint) -> Reader:
+        return Reader(
+            self._shared,
+            tables,
+            lambda number: known.value if (known := self._known.get(number)) else None,
+            lambda number: self._pods[endpoint].policies.get(number, SUPERSEDED),
+        )
+
+    def engine_endpoint(self, endpoint: int) -> _fastpath.Endpoint:
+        """Return the pod's engine, for whoever reads its packets."""
+        return self._pods[endpoint].engine
+
+    def ask_translations_of_python(self, endpoint: int) -> None:
+        """Let the engine ask ``translate`` where it meets a translated server: for tests, as the agent asks in C."""
+        translate = self._translate
+        self._pods[endpoint].engine.set_translate(lambda *flow: translate(endpoint, 6, *flow))
+
+    def remove_endpoint(self, endpoint: int) -> list[Release]:
+        gone = self._pods.get(endpoint)
+        if gone is not None:
+            self._collect_events(endpoint, gone)
+            last = self.counters(endpoint)
+            self._dropped.update(dict(zip(_REASONS, last.drops, strict=True)))
+            self._unrecorded.update(_unrecorded(last))
+            del self._pods[endpoint]
+        return super().remove_endpoint(endpoint)
+
+    def set_identity(self, endpoint: int, identity: LocalIdentity | None) -> None:
+        super().set_identity(endpoint, identity)
+        self._pods[endpoint].engine.teach_identity(self._token(identity) if identity else None)
+
+    def forget_peers(self) -> None:
+        super().forget_peers()
+        for endpoint, pod in self._pods.items():
+            identity = self._endpoints[endpoint].identity
+            pod.engine.teach_identity(self._token(identity) if identity else None)
+
+    def set_policy(self, endpoint: int, policy: PolicyView) -> None:
+        pod = self._pods[endpoint]
+        changed = policy is not pod.policies[pod.policy]
+        super().set_policy(endpoint, policy)
+        if not changed:
+            return
+        pod.policy = pod.engine.teach_policy()
+        pod.policies[pod.policy] = policy
+        if len(pod.policies) > MAX_POLICIES:
+            del pod.policies[min(pod.policies)]
+        self._collect_events(endpoint, pod)  # their decisions are the old policy's
+        pod.decisions.clear()
+        pod.numbers.clear()
+
+    # -- packets ------------------------------------------------------------------------------------------------------
+
+    def receive(self, now: Instant, endpoint: int, hook: Hook, batch: Sequence[Caught]) -> list[Result]:
+        pod = self._pods.get(endpoint)
+        if pod is None:
+            return super().receive(now, endpoint, hook, batch)
+        return [
+            self._receive_fast(now, endpoint, pod, hook, caught, more)
+            for caught, more in zip(batch, _waiting(hook, [one.data for one in batch]), strict=True)
+        ]
+
+    def _receive_fast(self, now: Instant, endpoint: int, pod: _Pod, hook: Hook, caught: Caught, more: bool) -> Result:
+        engine, data = pod.engine, caught.data
+        verdict, why, packet = engine.receive(now.mono_ns, now.wall_s, _HOOKS[hook], data, more)
+        if verdict == _PARK and why == _PARK_ENTROPY:
+            engine.add_entropy(self._entropy())
+            verdict, why, packet = engine.receive(now.mono_ns, now.wall_s, _HOOKS[hook], data, more)
+        if verdict == _PARK:
+            return self._receive_parked(now, endpoint, hook, caught, more, engine.hand_over(_HOOKS[hook], data))
+        answer = _VERDICTS[verdict]
+        return Result(answer, _REASONS[why] if answer is Verdict.DROP else None, packet)
+
+    def receive_parked(self, now: Instant, endpoint: int, hook: Hook, batch: Sequence[Parked]) -> list[Result]:
+        """Judge packets of one pod that the engine has parked, in their order; one result each."""
+        return [
+            self._receive_parked(now, endpoint, hook, Caught(one.ticket, one.data), more, one.handover)
+            for one, more in zip(batch, _waiting(hook, [one.data for one in batch]), strict=True)
+        ]
+
+    def _receive_parked(
+        self, now: Instant, endpoint: int, hook: Hook, caught: Caught, more: bool, handed_over: bytes
+    ) -> Result:
+        pod = self._pods.get(endpoint)
+        if pod is None:
+            return self.receive_one(now, endpoint, hook, caught, more)
+        self._collect_events(endpoint, pod)
+        pod.reader.adopt(handed_over, now)
+        try:
+            return self.receive_one(now, endpoint, hook, caught, more)
+        finally:
+            pod.engine.returned(_HOOKS[hook], caught.data)
+
+    # -- teaching -----------------------------------------------------------------------------------------------------
+
+    def _teach(self, accepted: Acceptance) -> None:
+        pod, tables = self._pods[accepted.endpoint], self._endpoints[accepted.endpoint]
+        if accepted.local is not tables.identity or not accepted.decision.allowed:
+            return
+        if tables.policy.installing:
+            return  # until all agents are there Python notes who has presented an identity, packet by packet
+        egress = accepted.direction is Direction.EGRESS
+        key = self._shared.identities.pair_key(accepted.local, accepted.peer, local_is_client=egress)
+        number = pod.numbers.get(accepted.decision)
+        if number is None:
+            number = pod.numbers[accepted.decision] = len(pod.decisions)
+            pod.decisions.append(accepted.decision)
+        assert isinstance(accepted.decision.reason, Reason)
+        pod.engine.teach(
+            self._token(accepted.peer), self._token(accepted.local), DIRECTIONS.index(accepted.direction),
+            _ALLOWED.index(accepted.decision.reason), accepted.port, pod.policy, number, accepted.address, key,
+        )  # fmt: skip
+        target = accepted.dialled
+        if target is not None and not tables.minds_payload.get(target) and not tables.unanswered.get(target):
+            pod.engine.teach_target(*target)
+
+    def _token(self, one: Peer | LocalIdentity) -> _fastpath.Token:
+        if isinstance(one, Peer):
+            identity, assertion, not_after = one.identity.id, one.assertion, float(one.not_after)
+        else:
+            identity, assertion, not_after = one.id, one.assertion, one.not_after
+        name = identity + (b"peer" if isinstance(one, Peer) else b"own")
+        number = self._numbers.get(name)
+        if number is None:
+            number = self._numbers[name] = self._next_number
+            self._next_number += 1
+            token = _fastpath.Token(number, identity, assertion, not_after + CLOCK_SKEW_S)
+            self._known[number] = _Known(token, one)
+        return self._known[number].token
+
+    def _forget_tokens(self, now: Instant) -> None:
+        """Forget the tokens that the engine has let go of long ago: a parked packet may still name a younger one."""
+        if now.mono_ns - self._swept_ns < SWEEP_NS:
+            return
+        self._swept_ns = now.mono_ns
+        for number, known in list(self._known.items()):
+            if known.token.in_use():
+                known.unused_since = None
+            elif known.unused_since is None:
+                known.unused_since = now.mono_ns
+            elif now.mono_ns - known.unused_since >= SWEEP_NS:
+                del self._known[number]
+        self._numbers = {name: number for name, number in self._numbers.items() if number in self._known}
+
+    def _entropy(self) -> bytes:
+        return self._shared.entropy(NONCE_SIZE)
+
+    # -- time and reports ---------------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> int | None:
+        deadlines = [super().next_deadline(), *(pod.engine.next_deadline() for pod in self._pods.values())]
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def expire(self, now: Instant) -> list[tuple[int, Release]]:
+        for pod in self._pods.values():
+            pod.engine.expire(now.mono_ns)
+        self._forget_tokens(now)
+        return super().expire(now)
+
+    def remembered(self, endpoint: int) -> set[Tuple5]:
+        return super().remembered(endpoint) | set(self._pods[endpoint].engine.remembered())
+
+    def forget_dead(self, endpoint: int, living: set[Tuple5]) -> int:
+        engine = self._pods[endpoint].engine
+        dead = sum(engine.forget(*tuple5[1:]) for tuple5 in engine.remembered() if tuple5 not in living)
+        return super().forget_dead(endpoint, living) + dead
+
+    def drain_events(self) -> list[FlowEvent]:
+        for endpoint, pod in self._pods.items():
+            self._collect_events(endpoint, pod)
+        return super().drain_events()
+
+    def _collect_events(self, endpoint: int, pod: _Pod) -> None:
+        """Put what the engine has accepted among the events, before anything that comes later."""
+        name = self._endpoints[endpoint].pod
+        while (taken := pod.engine.take_event()) is not None:
+            tuple5, token, wall_s, decision, direction, address, port = taken
+            known = self._known.get(token)
+            assert known is not None
+            assert isinstance(known.value, Peer)
+            protocol, own, own_port, other, other_port = tuple5
+            ends = (own, own_port, other, other_port)
+            actual = None
+            if DIRECTIONS[direction] is Direction.INGRESS:
+                ends = (other, other_port, own, own_port)
+            elif (address, port) != (other, other_port):
+                actual = (address, port)
+            peer = known.value.identity
+            decided = pod.decisions[decision]
+            event = FlowEvent(wall_s, name, DIRECTIONS[direction], decided, protocol, *ends, peer, True, actual)
+            self._shared.events.append(event)
+
+    def listen(self, flag: bool) -> None:
+        """Have connections that the engine accepts become events, or only numbers."""
+        self._listening = flag
+        for pod in self._pods.values():
+            pod.engine.listen(flag)
+
+    def unrecorded(self) -> Counter[tuple[Direction, Reason]]:
+        """Count the connections that the engine has accepted and that became no event."""
+        found = Counter(self._unrecorded)
+        for endpoint in self._pods:
+            found.update(_unrecorded(self.counters(endpoint)))
+        return found
+
+    def counters(self, endpoint: int) -> Counters:
+        """Return what the engine counts for a pod."""
+        return Counters(*self._pods[endpoint].engine.counters())
+
+    @property
+    def drops(self) -> Counter[DropReason]:
+        """Packets dropped, by reason, on either side."""
+        drops = self._shared.drops + self._dropped
+        for endpoint in self._pods:
+            drops.update(dict(zip(_REASONS, self.counters(endpoint).drops, strict=True)))
+        return +drops
+
+    def gauges(self) -> Gauges:
+        own = super().gauges()
+        fast = [self.counters(endpoint) for endpoint in self._pods]
+        return Gauges(
+            own.opening + sum(one.clients for one in fast),
+            own.half_open + sum(one.servers for one in fast),
+            own.live + sum(one.live for one in fast),
+            own.identities,
+        )
+
+    # -- for tests ----------------------------------------------------------------------------------------------------
+
+    def take_over(self, endpoint: int, now: Instant) -> Endpoint:
+        """Have Python own all connections of a pod that the engine knows, and return Python's tables."""
+        pod = self._pods[endpoint]
+        for octets in pod.engine.export(True):
+            pod.reader.adopt(octets, now)
+        return self._endpoints[endpoint]

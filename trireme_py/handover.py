@@ -1,0 +1,136 @@
+"""What the engine in C knew of a connection, read and given to the Python data path to go on with (docs/fastpath.md).
+
+Layouts: trireme_py/fastpath/handover.c. The octets come from our own process; the numbers in them name objects that may
+have been let go meanwhile, and a flow that cannot be put together again is left out: its ends repeat themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from struct import Struct
+from typing import Final
+
+from trireme_py import messages, wire
+from trireme_py.endpoint import Endpoint, Shared
+from trireme_py.flows import ClientFlow, Live, ServerFlow, Tuple5
+from trireme_py.handshake import State
+from trireme_py.identities import LocalIdentity, Peer
+from trireme_py.messages import from_16
+from trireme_py.model import Direction, Instant, PolicyView, Protocol
+from trireme_py.packet import parse_packet_untrusted
+
+CLIENT, SERVER, LIVE = 1, 2, 3
+DIRECTIONS: Final = (Direction.INGRESS, Direction.EGRESS)
+"""By the engine's number."""
+
+_HEAD = Struct("!BH16s16sHH")
+_CLIENT = Struct("!BIIIIIQ16s96s28s")
+_SERVER = Struct("!BIIII44s16s")
+_LIVE = Struct("!BIIII16sH")
+_STATES: Final = {
+    1: State.SYN_CREATED,
+    2: State.SYN_ACK_CONSUMED,
+    3: State.ACK_CREATED,
+    4: State.SYN_CONSUMED,
+    5: State.SYN_ACK_CREATED,
+}
+
+Known = Callable[[int], "Peer | LocalIdentity | None"]
+"""Who a token's number stands for."""
+PolicyOf = Callable[[int], PolicyView]
+"""Which policy a number stands for."""
+
+
+class Reader:
+    """Puts the flows of one local pod together again."""
+
+    __slots__ = ("_known", "_pod", "_policy_of", "_shared")
+
+    def __init__(self, shared: Shared, pod: Endpoint, known: Known, policy_of: PolicyOf) -> None:
+        self._shared = shared
+        self._pod = pod
+        self._known = known
+        self._policy_of = policy_of
+
+    def adopt(self, octets: bytes, now: Instant) -> None:
+        """Put the flows into the pod's tables."""
+        pod = self._pod
+        for flow in self.read(octets):
+            if isinstance(flow, ClientFlow):
+                pod.clients.put(flow.key, flow, now.mono_ns)
+            elif isinstance(flow, ServerFlow):
+                pod.servers.put(flow.key, flow, now.mono_ns)
+                if flow.server_isn is not None:
+                    pod.answered[flow.tuple5] = flow
+            else:
+                pod.live.put(flow[0], flow[1], now.mono_ns)
+
+    def read(self, octets: bytes) -> Iterator[ClientFlow | ServerFlow | tuple[Tuple5, Live]]:
+        """Yield each flow; accepted connections with their tuple."""
+        while octets:
+            kind, size, own, other, own_port, other_port = _HEAD.unpack_from(octets)
+            tuple5 = (int(Protocol.TCP), from_16(own), own_port, from_16(other), other_port)
+            read = {CLIENT: self._client, SERVER: self._server, LIVE: self._live}[kind]
+            flow = read(tuple5, octets[_HEAD.size : size])
+            if flow is not None:
+                yield flow
+            octets = octets[size:]
+
+    def _client(self, tuple5: Tuple5, octets: bytes) -> ClientFlow | None:
+        state, isn, server_isn, policy, local_number, peer_number, proven_ns, nonce, fixed, proof = _CLIENT.unpack_from(
+            octets
+        )
+        local, peer = self._known(local_number), self._known(peer_number)
+        syn, ack = _packets(octets[_CLIENT.size :])
+        if not isinstance(local, LocalIdentity):
+            return None
+        flow = ClientFlow(tuple5, isn, local, parse_packet_untrusted(syn), _STATES[state])
+        flow.message = messages.encode_syn(local.id, nonce, local.assertion)
+        flow.sent = 1
+        if flow.state is State.SYN_CREATED:
+            return flow
+        if not isinstance(peer, Peer):
+            return None
+        _, _, _, server, _, server_port, _, _ = wire.SYN_ACK.unpack(fixed)
+        flow.peer, flow.actual, flow.policy = peer, (from_16(server), server_port), self._policy_of(policy)
+        flow.server_isn, flow.syn_ack_fixed, flow.proof = server_isn, fixed, proof
+        flow.asked_ns = proven_ns
+        if ack:
+            flow.ack = parse_packet_untrusted(ack)
+        return flow
+
+    def _server(self, tuple5: Tuple5, octets: bytes) -> ServerFlow | None:
+        state, isn, server_isn, local_number, peer_number, syn_fixed, nonce = _SERVER.unpack_from(octets)
+        local, peer = self._known(local_number), self._known(peer_number)
+        (syn_ack,) = _packets(octets[_SERVER.size :])
+        if not isinstance(local, LocalIdentity) or not isinstance(peer, Peer):
+            return None
+        _, own, own_port, other, other_port = tuple5
+        key = (other, other_port or 0, isn)
+        flow = ServerFlow(key, tuple5, _STATES[state], syn_fixed, peer, local)
+        if flow.state is State.SYN_ACK_CREATED:
+            flow.nonce, flow.server_isn = nonce, server_isn
+            flow.pair_key = self._shared.identities.pair_key(local, peer, local_is_client=False)
+            ends = (own, own_port or 0), (other, other_port or 0)
+            flow.message = messages.encode_syn_ack(syn_fixed, local.id, nonce, *ends, local.assertion, flow.pair_key)
+            flow.syn_ack = parse_packet_untrusted(syn_ack)
+        return flow
+
+    def _live(self, tuple5: Tuple5, octets: bytes) -> tuple[Tuple5, Live] | None:
+        direction, isn, server_isn, policy, peer_number, address, port = _LIVE.unpack_from(octets)
+        peer = self._known(peer_number)
+        if not isinstance(peer, Peer):
+            return None
+        ingress = DIRECTIONS[direction] is Direction.INGRESS
+        return tuple5, Live(
+            DIRECTIONS[direction], peer.identity, from_16(address), port, self._policy_of(policy), isn,
+            server_isn if ingress else None,
+        )  # fmt: skip
+
+
+def _packets(octets: bytes) -> Iterator[bytes]:
+    """Yield the packets at the end of a record, each behind its length."""
+    while octets:
+        size = octets[0]
+        yield octets[1 : 1 + size]
+        octets = octets[1 + size :]
