@@ -66,6 +66,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.CallI
     """Add what the agents say to a failure of a test that has them."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
-    installed = getattr(item, "funcargs", {}).get("installed")
-    if report.when == "call" and report.failed and isinstance(installed, Installed):
-        report.sections.append(("agents", installed.diagnosis()))
+    if report.when != "call" or not report.failed:
+        return
+    for argument in getattr(item, "funcargs", {}).values():
+        installed = getattr(argument, "installed", argument)
+        if isinstance(installed, Installed):
+            report.sections.append(("agents", installed.diagnosis()))
+            return

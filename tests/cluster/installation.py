@@ -122,7 +122,8 @@ class Installed:
             )
             for name in self.agents().values()
         ]
-        self.cluster.kubectl("delete", "-k", str(self.overlay), f"--timeout={PATIENCE_S:g}s", timeout=PATIENCE_S + 5)
+        options = ("--ignore-not-found", f"--timeout={PATIENCE_S:g}s")
+        self.cluster.kubectl("delete", "-k", str(self.overlay), *options, timeout=PATIENCE_S + 5)
         return "".join(each.communicate(timeout=PATIENCE_S)[0] for each in followed)
 
     def gone(self, said: str = "") -> None:

@@ -18,7 +18,7 @@ import pytest
 from agent.flowlog import FlowRecord
 from tests.cluster.cluster import Cluster
 from tests.cluster.installation import Installed, wait_until
-from tests.cluster.workload import DNS, PORT, Place, Pod, deployment, place, policy, server, service
+from tests.cluster.workload import DNS, PORT, Place, Pod, at, deployment, place, policy, server, service
 
 pytestmark = [
     pytest.mark.cluster,
@@ -74,24 +74,27 @@ class Bar:
         return pods
 
 
-def gets(where: Place, pod: Pod, targets: list[str]) -> None:
-    """Assert that the pod reaches all targets."""
-    assert where.reached(pod, targets, PERMITTED_S) == set(targets), f"{where.name}/{pod.name} on {pod.node}"
+def get(where: Place, pods: list[Pod], targets: list[str]) -> None:
+    """Assert that each pod reaches all targets."""
+    assert where.reached_by(pods, targets, PERMITTED_S) == {pod.name: set(targets) for pod in pods}
 
 
-def gets_nothing(where: Place, pod: Pod, targets: list[str]) -> None:
-    """Assert that the pod reaches no target."""
-    assert where.reached(pod, targets, REFUSED_S) == set(), f"{where.name}/{pod.name} on {pod.node}"
+def get_nothing(where: Place, pods: list[Pod], targets: list[str]) -> None:
+    """Assert that no pod reaches any target."""
+    assert where.reached_by(pods, targets, REFUSED_S) == {pod.name: set() for pod in pods}
 
 
-def soon_gets(where: Place, pod: Pod, targets: list[str]) -> None:
-    """Return when the pod reaches all targets."""
-    wait_until(lambda: where.reached(pod, targets, REFUSED_S) == set(targets), f"{pod.name} reaches {targets}")
+def soon_get(where: Place, pods: list[Pod], targets: list[str]) -> None:
+    """Return when each pod reaches all targets."""
+    wanted = {pod.name: set(targets) for pod in pods}
+    wait_until(lambda: where.reached_by(pods, targets, REFUSED_S) == wanted, f"these reach {targets}: {pods}")
 
 
-def soon_gets_nothing(where: Place, pod: Pod, targets: list[str]) -> None:
-    """Return when the pod reaches no target any more."""
-    wait_until(lambda: not where.reached(pod, targets, REFUSED_S), f"{pod.name} is refused at {targets}")
+def soon_get_nothing(where: Place, pods: list[Pod], targets: list[str]) -> None:
+    """Return when no pod reaches any target any more."""
+    wait_until(
+        lambda: not any(where.reached_by(pods, targets, REFUSED_S).values()), f"these are refused at {targets}: {pods}"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -121,130 +124,100 @@ def bar(installed: Installed) -> Iterator[Bar]:
 def test_who_gets_a_beer_and_who_does_not(bar: Bar) -> None:
     tap = bar.tap()
     assert len(tap) == 4
-    for pod in bar.guests("approved"):
-        gets(bar.beer, pod, tap)
-    for pod in bar.pub.pods("visitor"):
-        gets(bar.pub, pod, tap)
-    for pod in bar.guests("regular"):
-        gets_nothing(bar.beer, pod, tap)
-    for pod in bar.street.pods("visitor"):  # the right label, in the wrong namespace
-        gets_nothing(bar.street, pod, tap)
+    get(bar.beer, bar.guests("approved"), tap)
+    get(bar.pub, bar.pub.pods("visitor"), tap)
+    get_nothing(bar.beer, bar.guests("regular"), tap)
+    get_nothing(bar.street, bar.street.pods("visitor"), tap)  # the right label, in the wrong namespace
 
 
 def test_the_tap_is_found_by_its_service(bar: Bar) -> None:
     addresses = bar.beer.kubectl("get", "service", "tap", "-o", "jsonpath={.spec.clusterIPs[*]}").split()
     assert len(addresses) == 2
-    service_ = [f"[{one}]:80" if ":" in one else f"{one}:80" for one in addresses] + [f"tap.{bar.beer.name}:80"]
-    for pod in bar.guests("approved"):
-        gets(bar.beer, pod, service_)
-    for pod in bar.guests("regular"):
-        gets_nothing(bar.beer, pod, service_)
+    targets = [*(at(address, 80) for address in addresses), f"tap.{bar.beer.name}:80"]
+    get(bar.beer, bar.guests("approved"), targets)
+    get_nothing(bar.beer, bar.guests("regular"), targets)
 
 
 def test_an_agent_says_by_which_rule(bar: Bar) -> None:
-    taps, namespace = bar.beer.pods("tap"), bar.beer.name
-    for node, tap in zip(bar.cluster.nodes, taps, strict=True):
-        gets(bar.beer, bar.guests("approved")[0], tap.targets)
-        gets_nothing(bar.beer, bar.guests("regular")[0], tap.targets)
+    namespace = bar.beer.name
+    policy_name = f"NetworkPolicy/{namespace}/approved-guests"
+    for node, tap in zip(bar.cluster.nodes, bar.beer.pods("tap"), strict=True):
+        get(bar.beer, bar.guests("approved"), tap.targets)
+        get_nothing(bar.beer, bar.guests("regular"), tap.targets)
         lines = bar.installed.trireme(node, "observe", "--last", "300", "-n", namespace, "-o", "json").splitlines()
         records = [msgspec.json.decode(line, type=FlowRecord) for line in lines]
-        at_tap = [one for one in records if one.pod == f"{namespace}/{tap.name}" and one.direction == "ingress"]
-        allowed = [
-            one
-            for one in at_tap
-            if one.peer is not None and one.peer.labels.get("role") == "approved" and one.peer.namespace == namespace
-        ]
-        assert allowed
-        assert {(one.verdict, one.policy, one.rule) for one in allowed} == {
-            ("allow", f"NetworkPolicy/{namespace}/approved-guests", 0)
-        }
-        refused = [one for one in at_tap if one.peer is not None and one.peer.labels.get("role") == "regular"]
-        assert {(one.verdict, one.reason) for one in refused} == {("deny", "no_match")}
-        assert all("approved-guests" in one.nearest and "role" in one.nearest for one in refused)
+        by_name: dict[str, list[FlowRecord]] = {}
+        for record in records:
+            if (record.pod, record.direction) == (f"{namespace}/{tap.name}", "ingress") and record.peer:
+                by_name.setdefault(record.peer.pod, []).append(record)
+        for guest in bar.guests("approved"):
+            allowed = {(one.verdict, one.policy, one.rule) for one in by_name[guest.name]}
+            assert allowed == {("allow", policy_name, 0)}
+        for guest in bar.guests("regular"):
+            assert {(one.verdict, one.reason) for one in by_name[guest.name]} == {("deny", "no_match")}
+            assert all("approved-guests" in one.nearest and "role" in one.nearest for one in by_name[guest.name])
         shown = bar.installed.trireme(node, "observe", "--last", "300", "-n", namespace)
-        assert f"by NetworkPolicy/{namespace}/approved-guests ingress[0] from[0]   identity: proven" in shown
+        assert f"by {policy_name} ingress[0] from[0]   identity: proven" in shown
 
 
 def test_another_label_is_another_identity(bar: Bar) -> None:
-    for pod in bar.guests("approved"):
-        bar.beer.kubectl("label", "pod", pod.name, "role=regular", "--overwrite")
-        soon_gets_nothing(bar.beer, pod, bar.tap())
-        bar.beer.kubectl("label", "pod", pod.name, "role=approved", "--overwrite")
-        soon_gets(bar.beer, pod, bar.tap())
+    guests, visitors, tap = bar.guests("approved"), bar.pub.pods("visitor"), bar.tap()
+    bar.beer.kubectl("label", "pod", *(pod.name for pod in guests), "role=regular", "--overwrite")
+    soon_get_nothing(bar.beer, guests, tap)
+    bar.beer.kubectl("label", "pod", *(pod.name for pod in guests), "role=approved", "--overwrite")
+    soon_get(bar.beer, guests, tap)
     bar.cluster.kubectl("label", "namespace", bar.pub.name, "beer-")
-    for pod in bar.pub.pods("visitor"):
-        soon_gets_nothing(bar.pub, pod, bar.tap())
+    soon_get_nothing(bar.pub, visitors, tap)
     bar.cluster.kubectl("label", "namespace", bar.pub.name, "beer=invited")
-    for pod in bar.pub.pods("visitor"):
-        soon_gets(bar.pub, pod, bar.tap())
+    soon_get(bar.pub, visitors, tap)
 
 
 def test_guests_may_go_only_where_egress_lets_them(bar: Bar) -> None:
     name = f"tap.{bar.beer.name}.svc.cluster.local:80"
     water = [target for pod in bar.beer.pods("water") for target in pod.targets]
-    guests = bar.guests("approved")
-    for pod in guests:
-        gets(bar.beer, pod, [*bar.tap(), *water, name])
+    guests, tap = bar.guests("approved"), bar.tap()
+    get(bar.beer, guests, [*tap, *water, name])
     bar.beer.apply(policy("guests-may-go", {"role": "approved"}, egress=[TO_THE_TAP]))
-    for pod in guests:
-        soon_gets_nothing(bar.beer, pod, [*water, name])  # nobody tells it where the name is
-        gets(bar.beer, pod, bar.tap())
+    soon_get_nothing(bar.beer, guests, [*water, name])  # nobody tells them where the name is
+    get(bar.beer, guests, tap)
     bar.beer.apply(policy("guests-may-go", {"role": "approved"}, egress=[DNS, TO_THE_TAP]))
-    for pod in guests:
-        soon_gets(bar.beer, pod, [name])
-        gets(bar.beer, pod, bar.tap())
-        gets_nothing(bar.beer, pod, water)
+    soon_get(bar.beer, guests, [*tap, name])
+    get_nothing(bar.beer, guests, water)
     bar.beer.kubectl("delete", "networkpolicy", "guests-may-go")
-    for pod in guests:
-        soon_gets(bar.beer, pod, water)
+    soon_get(bar.beer, guests, water)
 
 
 def test_more_pods_and_fewer(bar: Bar) -> None:
-    approved, regular = bar.guests("approved"), bar.guests("regular")
-    before = {node.name: bar.installed.status(node).pods for node in bar.cluster.nodes}
-    bar.beer.kubectl("scale", "deployment/tap", "deployment/approved", "--replicas=4")
+    deployments = ("deployment/tap", "deployment/approved")
+    bar.beer.kubectl("scale", *deployments, "--replicas=4")
     bar.beer.wait("tap", "approved")
     tap = bar.tap()
     assert len(tap) == 8
-    for pod in bar.beer.pods("approved"):
-        gets(bar.beer, pod, tap)
-    for pod in regular:
-        gets_nothing(bar.beer, pod, tap)
-    bar.beer.kubectl("scale", "deployment/tap", "deployment/approved", "--replicas=2")
+    get(bar.beer, bar.beer.pods("approved"), tap)
+    get_nothing(bar.beer, bar.guests("regular"), tap)
+    bar.beer.kubectl("scale", *deployments, "--replicas=2")
     wait_until(lambda: len(bar.beer.pods("tap")) == len(bar.beer.pods("approved")) == 2, "two pods are left")
-    wait_until(
-        lambda: {node.name: bar.installed.status(node).pods for node in bar.cluster.nodes} == before,
-        f"each agent enforces as many pods as before: {before}",
-    )
-    for pod in bar.beer.pods("approved"):
-        gets(bar.beer, pod, bar.tap())
-    assert approved
+    get(bar.beer, bar.beer.pods("approved"), bar.tap())
+    get_nothing(bar.beer, bar.guests("regular"), bar.tap())
 
 
 def test_a_pod_that_is_replaced(bar: Bar) -> None:
     for app in ("tap", "approved", "regular"):
         bar.beer.kubectl("delete", "pod", bar.beer.pods(app)[0].name)
-        bar.beer.wait(app)
-        wait_until(lambda app=app: len(bar.beer.pods(app)) == 2, f"{app} has two pods again")  # type: ignore[misc]
-    for pod in bar.beer.pods("approved"):
-        gets(bar.beer, pod, bar.tap())
-    for pod in bar.beer.pods("regular"):
-        gets_nothing(bar.beer, pod, bar.tap())
+    bar.beer.wait("tap", "approved", "regular")
+    get(bar.beer, bar.beer.pods("approved"), bar.tap())
+    get_nothing(bar.beer, bar.beer.pods("regular"), bar.tap())
 
 
 def test_a_policy_that_is_deleted(bar: Bar) -> None:
-    approved, regular = bar.beer.pods("approved"), bar.beer.pods("regular")
+    approved, regular, tap = bar.beer.pods("approved"), bar.beer.pods("regular"), bar.tap()
     bar.beer.kubectl("delete", "networkpolicy", "approved-guests")
-    for pod in approved:
-        soon_gets_nothing(bar.beer, pod, bar.tap())
+    soon_get_nothing(bar.beer, approved, tap)
     bar.beer.kubectl("delete", "networkpolicy", "default-deny", "invited-namespaces")
-    for pod in [*approved, *regular]:
-        soon_gets(bar.beer, pod, bar.tap())
+    soon_get(bar.beer, [*approved, *regular], tap)
     bar.beer.apply(DENY_ALL, APPROVED, INVITED)
-    for pod in regular:
-        soon_gets_nothing(bar.beer, pod, bar.tap())
-    for pod in approved:
-        gets(bar.beer, pod, bar.tap())
+    soon_get_nothing(bar.beer, regular, tap)
+    get(bar.beer, approved, tap)
 
 
 def test_no_probe_failed_all_the_time(bar: Bar) -> None:
