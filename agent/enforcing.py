@@ -49,8 +49,8 @@ class Enforcement(Protocol):
     def follow_node(self) -> None:
         """Notice that the node's own addresses have changed."""
 
-    def verify(self) -> None:
-        """Lay rules again that somebody else changed."""
+    def verify(self, part: int = 0, parts: int = 1) -> None:
+        """Lay rules again that somebody else changed; of ``parts`` parts only ``part``, counted from 0."""
 
     def detach(self, endpoint: int) -> None:
         """Stop judging. The rules stay: without a listener they hold what is new, and what is accepted goes on."""

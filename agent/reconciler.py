@@ -31,7 +31,7 @@ from trireme_py.model import Address
 log = logging.getLogger(__name__)
 
 VERIFY_TICKS: Final = 60
-"""How often the rules are read back: a pod with CAP_NET_ADMIN can flush them, and is held again a minute later."""
+"""How often each pod's rules are read back: one with CAP_NET_ADMIN can flush them, and is held again a minute later."""
 OWN_NAMESPACE: Final = Path("/proc/self/ns/net")
 
 
@@ -188,8 +188,7 @@ class Reconciler:
             self._reconcile()
         try:
             self._enforcement.follow_node()
-            if self._ticks % VERIFY_TICKS == 0:
-                self._enforcement.verify()
+            self._enforcement.verify(self._ticks % VERIFY_TICKS, VERIFY_TICKS)
         except KernelError as error:
             self.rule_errors += 1
             log.error("rules could not be verified", extra=fields(error=error))
@@ -288,7 +287,7 @@ class Reconciler:
         if not self._enforcement.serving(bound.endpoint):
             return False
         # A namespace is often there before its interfaces are.
-        if bound.addresses and self._ticks % VERIFY_TICKS:
+        if bound.addresses and (self._ticks - bound.endpoint) % VERIFY_TICKS:
             return True
         try:
             return set(self._addresses(wanted)) == set(bound.addresses)

@@ -401,7 +401,7 @@ def test_a_namespace_whose_interfaces_come_later_is_bound_anew_with_their_addres
     assert rig.kernel.take() == [], "once there are addresses, they are looked at now and then"
     for _ in range(VERIFY_TICKS):
         rig.tick()
-    assert rig.kernel.take() == [("detach", 2), ("attach", "shop/a", "a", 1), ("verify",)]
+    assert rig.kernel.take() == [("verify",), ("detach", 2), ("attach", "shop/a", "a", 1)]
 
 
 def test_a_record_that_cannot_be_written_is_a_problem_not_the_end(rig: Rig) -> None:
@@ -493,6 +493,19 @@ def test_rules_are_verified_now_and_then(rig: Rig) -> None:
     for _ in range(VERIFY_TICKS):
         rig.tick()
     assert rig.reconciler.rule_errors == 1
+
+
+def test_no_tick_verifies_the_rules_of_all_pods(rig: Rig) -> None:
+    for name in "abcde":
+        rig.namespace(name)
+        rig.pod(name)
+    rig.reconciler.start()
+    most = 0
+    for _ in range(VERIFY_TICKS):
+        before = len(rig.kernel.verified)
+        rig.tick()
+        most = max(most, len(rig.kernel.verified) - before)
+    assert (most, sorted(rig.kernel.verified)) == (1, [1, 2, 3, 4, 5])
 
 
 def test_each_problem_is_logged_once(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
