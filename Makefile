@@ -1,5 +1,5 @@
 # `make demo` and `make test` are all a newcomer needs; both set up what is missing first.
-.PHONY: help demo test setup fastpath fastpath-asan fuzz lint bench bench-quick cluster cluster-down image clean
+.PHONY: help demo test setup fastpath fastpath-asan fuzz lint bench bench-quick e2e cluster cluster-down image clean
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
@@ -16,6 +16,7 @@ help:
 	@echo "make bench-quick  the fast path against the floor of the packet queue, in less than 50 seconds"
 	@echo "make cluster       a Kubernetes of two nodes on this machine (docs/cluster.md; as root)"
 	@echo "make cluster-down  its end"
+	@echo "make e2e     the tests on that cluster (the first time it is compiled: a quarter of an hour)"
 	@echo "make image   the container image, as an archive (manifests/README.md; as root)"
 	@echo "make clean   remove .venv and every cache"
 
@@ -45,11 +46,14 @@ lint: setup
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy --strict --explicit-package-bases trireme_py policy agent tests bench
 
-# Kernel tests need root; an ordinary user gets it in a namespace of his own, where only the loopback device exists.
+# Without the tests on a cluster (make e2e). Kernel tests need root; an ordinary user gets it in a namespace of his own, where only the loopback device exists.
 test: lint
 	@if [ "$$(id -u)" -ne 0 ] && unshare -Urnm true 2>/dev/null; then \
-		exec unshare -Urnm sh -c 'PATH=$$PATH:/usr/sbin:/sbin && ip link set lo up && exec $(PYTHON) -m pytest $(ARGS)'; \
-	else exec $(PYTHON) -m pytest $(ARGS); fi
+		exec unshare -Urnm sh -c 'PATH=$$PATH:/usr/sbin:/sbin && ip link set lo up && exec $(PYTHON) -m pytest -m "not cluster" $(ARGS)'; \
+	else exec $(PYTHON) -m pytest -m 'not cluster' $(ARGS); fi
+
+e2e: setup
+	@TRIREME_CLUSTER=1 $(PYTHON) -m pytest -m cluster $(or $(ARGS),tests/cluster)
 
 bench: setup build/bench/load build/bench/floor
 	@set -e; for file in bench/bench_*.py; do \
