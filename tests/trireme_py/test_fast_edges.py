@@ -188,7 +188,7 @@ def test_a_policy_replaced_since_the_syn_ack_is_asked_before_the_proof(ends: End
 
 def test_data_that_arrives_before_our_proof_is_parked(ends: Ends) -> None:
     """Also where an older connection of the same ports had been accepted."""
-    ends.proof()
+    assert ends.offer(ends.server, Hook.NETWORK, ends.proof().build())[0] == ACCEPT
     ends.answered(ISN + 70_000)
     early = ends.from_server(ACK, SERVER_ISN + 1, ISN + 70_001, b"data")
     for odd in (early, replace(early, flags=RST), replace(early, flags=FIN | ACK)):
