@@ -99,7 +99,7 @@ class PodEnforcement:
         return self._backend.read_state(namespace, self._marks)
 
     def epochs_in_use(self, namespace: Path) -> set[int]:
-        return set(conntrack.epochs_in_use(conntrack.sweep(namespace, self._marks), self._marks))
+        return conntrack.epochs_in_use(namespace, self._marks)
 
     def serving(self, endpoint: int) -> bool:
         return any(queue.endpoint == endpoint for queue in self._loop.queues)

@@ -74,5 +74,5 @@ def test_a_sweep_finds_the_accepted_connections_and_their_epochs(lab: Lab, famil
             own, other = ip_address(address(a, family)).packed, ip_address(address(b, family)).packed
             assert (found.protocol, found.original) == (6, (own, client.getsockname()[1], other, 8080))
             assert found.reply == (other, 8080, own, client.getsockname()[1])
-            assert epochs_in_use([found], marks) == {pods.rules.epoch}
+            assert epochs_in_use(b.path, marks) == {pods.rules.epoch}
     assert sweep(a.path, marks) == frozenset()
