@@ -108,7 +108,7 @@ class _SpecDocument(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     mark_mask: Annotated[int, msgspec.Meta(ge=1, le=0xFFFFFFFF)] = DEFAULT_MASK
     queue: Annotated[int, msgspec.Meta(ge=0, le=65535)] = DEFAULT_QUEUE
     rules: RuleBackendName = "auto"
-    datapath: DatapathName = "c"
+    datapath: DatapathName = "python"
     fail_mode: Literal["closed", "open"] = "closed"
     # YAML reads a bare `off` as the boolean false.
     metrics: str | bool = "127.0.0.1:9643"

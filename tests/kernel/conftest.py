@@ -1,4 +1,4 @@
-"""Kernel tests run on the fast path in C, those of the exchange on Python's data path as well (option ``--impl``)."""
+"""Kernel tests run on Python's data path, those of the exchange on the fast path in C as well (option ``--impl``)."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def data_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which data path this test runs on."""
     wanted = request.config.getoption("--impl")
-    name: str = getattr(request, "param", "c" if wanted == "both" else wanted)
+    name: str = getattr(request, "param", "python" if wanted == "both" else wanted)
     monkeypatch.setattr(implementation, "name", name)
     return name
