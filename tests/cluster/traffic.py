@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 REPORT_S = 0.25
@@ -74,6 +75,8 @@ class Caller:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
+        # Names are looked up on threads, and a lost query keeps one for five seconds and more.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(128))
         for name in self._plan.targets:
             for _ in range(self._plan.lasting):
                 self._begin(self._last(name))
