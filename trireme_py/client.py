@@ -72,8 +72,9 @@ class ClientSide:
         if not in_scope and not self._may_be_node(packet):
             # Nobody there can be identified, so there is no answer to wait for.
             self._judge_silent(turn)
-        # The first two go with a token, then every other one: something on the path may mind data in a SYN.
-        bare = not in_scope or (flow.sent >= 2 and flow.sent % 2 == 0)
+        # The first two go with a token, then every other one: something on the path may mind data in a SYN. Not where a
+        # server has answered that we refuse: asked without one, it would take us for somebody unidentified.
+        bare = not in_scope or (flow.sent >= 2 and flow.sent % 2 == 0 and not flow.met)
         if endpoint.minds_payload.get(target):
             endpoint.minds_payload.put(target, True, turn.now.mono_ns)
             bare = True
@@ -179,6 +180,7 @@ class ClientSide:
             shared, turn, Direction.EGRESS, flow.key, identity=peer.identity, address=answer.server[0],
             port=answer.server[1], isn=flow.isn, proven=True,
         )  # fmt: skip
+        flow.met = True
         if not decision.allowed:
             return self._refuse(packet)
         shared.unproven_translations += not evident

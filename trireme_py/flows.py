@@ -129,6 +129,8 @@ class ClientFlow:
     """Octets of the message of a SYN that was reset, for the connection to start over bare."""
     sent: int = 0
     last_was_bare: bool = False
+    met: bool = False
+    """Whether a server has proved who it is, whatever policy says of it."""
     server_isn: int = 0
     syn_ack_fixed: bytes = b""
     peer: Peer | None = None

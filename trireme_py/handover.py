@@ -94,7 +94,7 @@ class Reader:
         _, _, _, server, _, server_port, _, _ = wire.SYN_ACK.unpack(fixed)
         flow.peer, flow.actual, flow.policy = peer, (from_16(server), server_port), self._policy_of(policy)
         flow.server_isn, flow.syn_ack_fixed, flow.proof = server_isn, fixed, proof
-        flow.asked_ns = proven_ns
+        flow.asked_ns, flow.met = proven_ns, True
         if ack:
             flow.ack = parse_packet_untrusted(ack)
         return flow

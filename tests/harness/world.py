@@ -55,7 +55,7 @@ IMPLEMENTATION = "python"
 """Which data path the pods get: "python", or "c", which is the fast path in front of it with everything it may know
 taught beforehand. `pytest --impl` sets it (tests/trireme_py/conftest.py)."""
 TOUCHED: Final = {
-    DropReason.POLICY: {"denials"},
+    DropReason.POLICY: {"denials", "clients"},
     DropReason.CUT: {"denials", "live", "live_datagrams"},
     DropReason.UNPROVEN: {"servers", "answered"},
     DropReason.REPEATED: {"clients"},
@@ -63,7 +63,7 @@ TOUCHED: Final = {
     DropReason.UNEXPLAINED_TRANSLATION: {"clients", "denials", "unanswered"},
     **{reason: {"denials"} for reason in EXPLAINED - {DropReason.UNEXPLAINED_TRANSLATION}},
 }
-"""The tables a drop may touch: what was reported, how often was repeated, who takes our token for data."""
+"""The tables a drop may touch: what was reported, whom we met, how often was repeated, who takes our token for data."""
 
 
 @dataclass(eq=False)

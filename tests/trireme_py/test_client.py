@@ -11,6 +11,7 @@ from tests.harness.segments import ACK, RST, SYN, Segment, packed, read
 from tests.harness.shop import CLIENT, SERVER, Shop, alter, lose, repeat
 from tests.harness.standin_policy import OPEN, only_from, only_to
 from tests.harness.tcp import Stage
+from tests.harness.world import kind_of
 from trireme_py import wire
 from trireme_py.model import DropReason, Verdict
 
@@ -26,6 +27,17 @@ def test_refused_egress_leaves_nothing_half_open_at_the_server() -> None:
     assert shop.client.drops == {DropReason.POLICY: 1}
     assert not shop.server.host.connections
     assert shop.server.host.over[0].outcome == "reset"
+
+
+def test_a_server_that_was_refused_is_never_asked_without_an_identity() -> None:
+    """It would tell its operator of somebody unidentified, who is not."""
+    shop = Shop(client_policy=only_to("shop/other"))
+    shop.connect()
+    shop.world.run(20)
+    leaving = [kind_of(segment) for segment in map(read, shop.world.captured) if segment is not None]
+    assert leaving.count("syn") >= 4
+    assert "bare syn" not in leaving
+    assert shop.client.drops == {DropReason.POLICY: leaving.count("syn")}
 
 
 def test_policy_that_changes_between_syn_ack_and_ack_is_obeyed() -> None:
