@@ -29,7 +29,7 @@ from trireme_py.datapath import Datapath, Gauges
 from trireme_py.errors import KernelError
 from trireme_py.flows import Tuple5
 from trireme_py.identities import LocalIdentity
-from trireme_py.model import Address, DropReason, PolicyView, Verdict
+from trireme_py.model import Address, Direction, DropReason, PolicyView, Reason, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,8 @@ class DatapathReading:
     drops: Mapping[DropReason, int]
     unproven_translations: int
     crashes: int
+    unrecorded: Mapping[tuple[Direction, Reason], int]
+    """Connections that the fast path has accepted and that became no event."""
 
 
 class PodEnforcement:
@@ -234,6 +236,7 @@ class PodEnforcement:
                 dict(self._datapath.drops),
                 self._datapath.unproven_translations,
                 self._guard.crashes,
+                self._datapath.unrecorded(),
             )
 
         return self._on_loop(here)

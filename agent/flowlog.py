@@ -17,7 +17,7 @@ import msgspec
 from agent.logs import fields
 from agent.mailbox import Mailbox
 from trireme_py.errors import ConfigError
-from trireme_py.model import Address, FlowEvent, Identity, Protocol, Reason
+from trireme_py.model import Address, DropReason, FlowEvent, Identity, Protocol, Reason
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +67,12 @@ class FlowRecord(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
 
 def verdict_of(event: FlowEvent) -> str:
     """Return ``allow``, ``deny``, or ``audit``: let through although policy denies it, and why is the reason."""
-    if event.decision.reason in (Reason.AUDIT, Reason.NOT_YET_IDENTIFIED):
-        return "audit"
-    return "allow" if event.decision.allowed else "deny"
+    return verdict_for(event.decision.reason) if event.decision.allowed else "deny"
+
+
+def verdict_for(reason: Reason | DropReason) -> str:
+    """Return how what was let through for ``reason`` is reported."""
+    return "audit" if reason in (Reason.AUDIT, Reason.NOT_YET_IDENTIFIED) else "allow"
 
 
 def protocol_name(number: int) -> str:

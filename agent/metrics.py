@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from agent.durations import Durations
 from agent.failmode import FailureCause
-from agent.flowlog import verdict_of
+from agent.flowlog import verdict_for, verdict_of
 from agent.kubernetes.reading import REASONS, ClusterReading, WatchReading
 from agent.logs import fields
 from agent.serving import HttpServer
@@ -45,8 +45,12 @@ class FlowCounts:
         for event in events:
             self._counts[event.direction, verdict_of(event), event.decision.reason] += 1
 
-    def read(self) -> dict[FlowKey, int]:
-        return dict(self._counts)
+    def read(self, unrecorded: Mapping[tuple[Direction, Reason], int]) -> dict[FlowKey, int]:
+        """Return all counts, with flows that were let through and became no event."""
+        counts = self._counts.copy()
+        for (direction, reason), count in unrecorded.items():
+            counts[direction, verdict_for(reason), reason] += count
+        return dict(counts)
 
 
 @dataclass(frozen=True, slots=True)

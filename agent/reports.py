@@ -76,7 +76,7 @@ def reading_of(parts: Parts) -> Reading:
     now, outputs, reconciler = parts.enforcement.read(), parts.outputs, parts.reconciler
     flow_log = outputs.flow_log
     return Reading(
-        flows=outputs.counts.read(),
+        flows=outputs.counts.read(now.unrecorded),
         drops=now.drops,
         queues=now.queues,
         crashes=now.crashes,

@@ -32,12 +32,14 @@ from trireme_py.identities import Identities, LocalIdentity
 from trireme_py.messages import is_message
 from trireme_py.model import (
     Address,
+    Direction,
     DropReason,
     FlowEvent,
     Hook,
     Instant,
     PolicyView,
     Protocol,
+    Reason,
     Release,
     Result,
     Verdict,
@@ -310,6 +312,10 @@ class Datapath:
     def unproven_translations(self) -> int:
         """Servers accepted behind an outside address whose translation this node could not see."""
         return self._shared.unproven_translations
+
+    def unrecorded(self) -> Counter[tuple[Direction, Reason]]:
+        """Count accepted connections that became no event; here each does."""
+        return Counter()
 
     def gauges(self) -> Gauges:
         """Count what is remembered."""

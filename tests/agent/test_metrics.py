@@ -37,11 +37,21 @@ def scrape(reading: Reading) -> tuple[str, dict[str, float]]:
     return text, samples
 
 
+def test_flows_that_became_no_event_are_counted_as_they_were_let_through() -> None:
+    unrecorded = {(Direction.EGRESS, Reason.POLICY): 3, (Direction.INGRESS, Reason.AUDIT): 2}
+    _, samples = scrape(Reading(flows=FlowCounts().read(unrecorded)))
+    flows = {name: value for name, value in samples.items() if name.startswith("trireme_flows")}
+    assert flows == {
+        "trireme_flows_total{direction=egress,reason=policy,verdict=allow}": 3,
+        "trireme_flows_total{direction=ingress,reason=audit,verdict=audit}": 2,
+    }
+
+
 def test_flows_are_counted_by_direction_verdict_and_reason() -> None:
     counts = FlowCounts()
     counts.publish([event(), event(), event(allowed=True, reason=Reason.AUDIT)])
     counts.publish([event(allowed=True, reason=Reason.POLICY, direction=Direction.EGRESS)])
-    _, samples = scrape(Reading(flows=counts.read()))
+    _, samples = scrape(Reading(flows=counts.read({})))
     flows = {name: value for name, value in samples.items() if name.startswith("trireme_flows")}
     assert flows == {
         "trireme_flows_total{direction=ingress,reason=no_match,verdict=deny}": 2,
@@ -102,7 +112,7 @@ def test_every_metric_is_documented_and_nothing_else() -> None:
     documented = set(re.findall(r"^\| `(trireme_\w+)`", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
     counts = FlowCounts()
     counts.publish([event()])
-    _, samples = scrape(Reading(flows=counts.read(), cluster=ClusterReading({"pods": WatchReading()})))
+    _, samples = scrape(Reading(flows=counts.read({}), cluster=ClusterReading({"pods": WatchReading()})))
     assert documented == {name.partition("{")[0] for name in samples if name.startswith("trireme_")}
 
 
@@ -136,7 +146,7 @@ def test_series_stay_few_and_none_ends_in_created() -> None:
 def test_promtool_finds_nothing() -> None:
     counts = FlowCounts()
     counts.publish([event()])
-    text, _ = scrape(Reading(flows=counts.read(), cluster=ClusterReading({"pods": WatchReading()})))
+    text, _ = scrape(Reading(flows=counts.read({}), cluster=ClusterReading({"pods": WatchReading()})))
     assert complaints(text) == ""
 
 
