@@ -25,6 +25,9 @@ pytestmark = [
     pytest.mark.cluster,
     pytest.mark.slow(reason="a cluster starts in 20 s, and is compiled in a quarter of an hour"),
     pytest.mark.timeout(2400),
+    pytest.mark.skipif(
+        os.environ.get("TRIREME_CLUSTER_LONG", "0") in ("", "0"), reason="takes minutes: TRIREME_CLUSTER_LONG=1 runs it"
+    ),
 ]
 
 ABSENCE_S = 60 if os.environ.get("TRIREME_CLUSTER_LONG", "0") in ("", "0") else 300

@@ -7,6 +7,7 @@ another network namespace and other addresses; the CNI plugin asks for them as f
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections import Counter
@@ -29,6 +30,9 @@ pytestmark = [
     pytest.mark.cluster,
     pytest.mark.slow(reason="a cluster starts in 20 s, and is compiled in a quarter of an hour"),
     pytest.mark.timeout(2400),
+    pytest.mark.skipif(
+        os.environ.get("TRIREME_CLUSTER_LONG", "0") in ("", "0"), reason="takes minutes: TRIREME_CLUSTER_LONG=1 runs it"
+    ),
 ]
 
 CALLS = 60

@@ -7,6 +7,7 @@ after the other: what many at once wait for is the processor.
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ pytestmark = [
     pytest.mark.cluster,
     pytest.mark.slow(reason="a cluster starts in 20 s, and is compiled in a quarter of an hour"),
     pytest.mark.timeout(2400),
+    pytest.mark.skipif(
+        os.environ.get("TRIREME_CLUSTER_LONG", "0") in ("", "0"), reason="takes minutes: TRIREME_CLUSTER_LONG=1 runs it"
+    ),
 ]
 
 STARTS = 15
