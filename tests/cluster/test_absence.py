@@ -1,12 +1,8 @@
-"""Every agent is killed and kept away: rules stay, probes and established connections go on, and nothing else does.
-
-For a minute; with ``TRIREME_CLUSTER_LONG=1`` for five.
-"""
+"""Every agent is killed and kept away: rules stay, probes and established connections go on, and nothing else does."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,18 +15,17 @@ from tests.cluster.cluster import Cluster, Node
 from tests.cluster.installation import AGENTS, NAMESPACE, Installed, wait_until
 from tests.cluster.load import CALLER, INTRUDER, STRAYER, Load, Window, load
 from tests.cluster.runtime import AGENT, PodOnNode
+from tests.cluster.tiers import TAKES_MINUTES
 from tests.cluster.workload import PORT, Manifest, Place, deployment
 
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.slow(reason="a cluster starts in 20 s, and is compiled in a quarter of an hour"),
     pytest.mark.timeout(2400),
-    pytest.mark.skipif(
-        os.environ.get("TRIREME_CLUSTER_LONG", "0") in ("", "0"), reason="takes minutes: TRIREME_CLUSTER_LONG=1 runs it"
-    ),
+    TAKES_MINUTES,
 ]
 
-ABSENCE_S = 60 if os.environ.get("TRIREME_CLUSTER_LONG", "0") in ("", "0") else 300
+ABSENCE_S = 300
 PERIOD_S = 2
 """Kubelets ask so often, and restart a container that was not well twice in a row."""
 PROBED = ("by-http", "by-tcp")

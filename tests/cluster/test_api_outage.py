@@ -7,7 +7,6 @@ another network namespace and other addresses; the CNI plugin asks for them as f
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ from tests.cluster.cluster import Cluster, Node
 from tests.cluster.installation import NAMESPACE, Installed, wait_until
 from tests.cluster.load import CALLER, INTRUDER, PATIENCE_S, SERVER, STRAYER, Load, Window, load, pod
 from tests.cluster.runtime import SANDBOX, PodOnNode
+from tests.cluster.tiers import TAKES_MINUTES
 from tests.cluster.traffic import Plan, Report
 from tests.cluster.workload import PORT, policy
 
@@ -30,9 +30,7 @@ pytestmark = [
     pytest.mark.cluster,
     pytest.mark.slow(reason="a cluster starts in 20 s, and is compiled in a quarter of an hour"),
     pytest.mark.timeout(2400),
-    pytest.mark.skipif(
-        os.environ.get("TRIREME_CLUSTER_LONG", "0") in ("", "0"), reason="takes minutes: TRIREME_CLUSTER_LONG=1 runs it"
-    ),
+    TAKES_MINUTES,
 ]
 
 CALLS = 60

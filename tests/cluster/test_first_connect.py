@@ -7,7 +7,6 @@ after the other: what many at once wait for is the processor.
 from __future__ import annotations
 
 import json
-import os
 import re
 import statistics
 from collections.abc import Iterator
@@ -19,15 +18,14 @@ from tests.cluster.cluster import Cluster, Node
 from tests.cluster.installation import Installed, wait_until
 from tests.cluster.load import agent_image
 from tests.cluster.runtime import PodOnNode
+from tests.cluster.tiers import TAKES_MINUTES
 from tests.cluster.workload import PORT, Place, deployment, place, policy
 
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.slow(reason="a cluster starts in 20 s, and is compiled in a quarter of an hour"),
     pytest.mark.timeout(2400),
-    pytest.mark.skipif(
-        os.environ.get("TRIREME_CLUSTER_LONG", "0") in ("", "0"), reason="takes minutes: TRIREME_CLUSTER_LONG=1 runs it"
-    ),
+    TAKES_MINUTES,
 ]
 
 STARTS = 15

@@ -11,14 +11,13 @@ import pytest
 
 from tests.cluster.elsewhere import Elsewhere, elsewhere
 from tests.cluster.installation import Installed, wait_until
+from tests.cluster.tiers import TAKES_MINUTES
 
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.slow(reason="minutes of looking at idle agents, and 5,000 pods to make"),
     pytest.mark.timeout(2400),
-    pytest.mark.skipif(
-        os.environ.get("TRIREME_CLUSTER_LONG", "0") in ("", "0"), reason="takes minutes: TRIREME_CLUSTER_LONG=1 runs it"
-    ),
+    TAKES_MINUTES,
 ]
 
 SIZES = (10, 1000, 5000)

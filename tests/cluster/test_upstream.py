@@ -5,7 +5,6 @@ The data path carries TCP and UDP, so the five specs about SCTP are left out; fo
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import xml.etree.ElementTree as ElementTree
@@ -15,14 +14,13 @@ import pytest
 
 from tests.cluster.installation import Installed
 from tests.cluster.layout import BIN
+from tests.cluster.tiers import TAKES_MINUTES
 
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.slow(reason="46 tests that each make pods and ask each of them whom it reaches: six minutes"),
     pytest.mark.timeout(2400),
-    pytest.mark.skipif(
-        os.environ.get("TRIREME_CLUSTER_LONG", "0") in ("", "0"), reason="takes minutes: TRIREME_CLUSTER_LONG=1 runs it"
-    ),
+    TAKES_MINUTES,
 ]
 
 SPECS = 46
