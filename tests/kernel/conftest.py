@@ -23,3 +23,10 @@ def data_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     name: str = getattr(request, "param", "python" if wanted == "both" else wanted)
     monkeypatch.setattr(implementation, "name", name)
     return name
+
+
+@pytest.fixture(params=[4, 6])
+def family(request: pytest.FixtureRequest) -> int:
+    """The version of IP. Modules that name families as sockets do have a fixture of their own."""
+    version: int = request.param
+    return version

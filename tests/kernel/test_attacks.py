@@ -56,12 +56,6 @@ def world() -> Iterator[World]:
         yield World(lab, alice, bob, mallory, lab.add_service(mallory, port=PORT, target_port=PORT))
 
 
-@pytest.fixture(params=[4, 6])
-def family(request: pytest.FixtureRequest) -> int:
-    version: int = request.param
-    return version
-
-
 @dataclass(slots=True)
 class Scene:
     """Alice may ask Bob, and Bob answers only Alice."""

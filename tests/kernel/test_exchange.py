@@ -55,12 +55,6 @@ def nodes(network: Network) -> Iterator[tuple[Node, Node]]:
         yield here, there
 
 
-@pytest.fixture(params=[4, 6])
-def family(request: pytest.FixtureRequest) -> int:
-    version: int = request.param
-    return version
-
-
 def at(where: LabPod | LabService, family: int) -> IP:
     return where.ipv4 if family == 4 else where.ipv6
 

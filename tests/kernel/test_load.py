@@ -84,12 +84,6 @@ class Scene:
             assert (own.failures.total(), own.verdict_failures, own.lost_tickets, own.forgotten) == (0, 0, 0, 0)
 
 
-@pytest.fixture(params=[4, 6])
-def family(request: pytest.FixtureRequest) -> int:
-    version: int = request.param
-    return version
-
-
 @pytest.fixture
 def scene(family: int) -> Iterator[Scene]:
     with Lab("load") as lab:

@@ -147,12 +147,6 @@ def pods() -> Iterator[tuple[Lab, LabPod, LabPod, LabPod]]:
         yield lab, alice, bob, mallory
 
 
-@pytest.fixture(params=[4, 6])
-def family(request: pytest.FixtureRequest) -> int:
-    version: int = request.param
-    return version
-
-
 @pytest.fixture
 def scene(pods: tuple[Lab, LabPod, LabPod, LabPod], family: int) -> Iterator[Scene]:
     lab, alice, bob, mallory = pods
