@@ -13,7 +13,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FASTPATH = ROOT / "trireme_py" / "fastpath"
-ENGINE = ("client", "endpoint", "engine", "handover", "mac", "message", "packet", "server", "siphash", "table", "teach")
+ENGINE = (
+    "client", "datagram", "datagram_client", "datagram_server", "endpoint", "engine", "handover", "mac", "message",
+    "packet", "server", "session", "siphash", "surplus", "table", "teach",
+)  # fmt: skip
 PEERS = (10, 10_000)
 WRAPPED = ("malloc", "calloc", "realloc")
 

@@ -80,7 +80,7 @@ struct pod {
 
 static void make_pod(struct pod *pod, struct tr_engine *engine, uint32_t number)
 {
-    const struct tr_sizes sizes = {8192, 65536, 32768, 65536, 131072};
+    const struct tr_sizes sizes = {8192, 65536, 32768, 65536, 131072, 4096, 16384};
     uint8_t assertion[ASSERTION], id[TR_ID_SIZE];
 
     memset(assertion, (int)number, sizeof assertion);
@@ -95,7 +95,7 @@ static void make_pod(struct pod *pod, struct tr_engine *engine, uint32_t number)
 
 static void acquaint(struct pod *one, const struct pod *other, uint8_t direction)
 {
-    struct tr_lesson lesson = {.direction = direction, .reason = 1, .port = 80, .policy = 1, .key = "the key of these two"};
+    struct tr_lesson lesson = {.direction = direction, .reason = 1, .protocol = TR_TCP, .port = 80, .policy = 1, .key = "the key of these two"};
     struct tr_end end = {.port = 80};
 
     memcpy(lesson.address, other->address, 16);

@@ -161,7 +161,7 @@ static void meet(struct scene *scene, int pod, enum tr_hook hook)
 static void teach(struct scene *scene, int pod)
 {
     uint8_t how = next(scene);
-    struct tr_lesson lesson = {.direction = how & 1, .reason = how >> 1 & 3, .port = 80, .policy = scene->policy[pod], .key = "pair key"};
+    struct tr_lesson lesson = {.direction = how & 1, .reason = how >> 1 & 3, .protocol = TR_TCP, .port = 80, .policy = scene->policy[pod], .key = "pair key"};
     const struct tr_token *own = scene->tokens[2 * pod + scene->identity[pod]];
     struct tr_token *peer = scene->tokens[2 * (1 - pod) + (how >> 3 & 1)];
     struct tr_end end = {.port = 80};
@@ -242,7 +242,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const struct tr_sizes sizes = {4, 4, 2, 4, 8};
+    static const struct tr_sizes sizes = {4, 4, 2, 4, 8, 4, 4};
     static const uint8_t seed[16] = {7};
     struct scene scene = {.at = data, .left = size, .now = {1000000000, 1e9}};
 
