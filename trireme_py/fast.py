@@ -234,6 +234,8 @@ class FastDatapath(Datapath):
             last = self.counters(endpoint)
             self._dropped.update(dict(zip(_REASONS, last.drops, strict=True)))
             self._unrecorded.update(_unrecorded(last))
+            gone.engine.teach_identity(None)  # should its queue be served on: it answers nobody any more
+            gone.engine.teach_policy()
             del self._pods[endpoint]
         return super().remove_endpoint(endpoint)
 

@@ -76,9 +76,9 @@ class DatagramStorm:
         to: Pod | bytes = rng.choices((self.server, SERVICE, self.plain), (8, 3, 1))[0]
         family = 4 if isinstance(to, bytes) else rng.choice((4, 6))
         sport = self._new_port() if rng.random() < 0.9 else rng.randrange(19_990, self._port + 1)
-        for number in range(rng.choice((1, 1, 1, 2, 3, 7))):
+        for number in range(rng.choice((1, 1, 1, 1, 2, 3, 3, 7))):
             payload = self.world.random.randbytes(rng.choice(SIZES))
-            pause = number * rng.choice((0, 1_000_000, 30_000_000, 90_000_000))
+            pause = number * rng.choice((0, 1_000_000, 40_000_000, 90_000_000))
 
             def say(payload: bytes = payload) -> None:
                 pod.say(to, payload, sport=sport, port=PORT, family=family)
@@ -152,7 +152,8 @@ class DatagramStorm:
         for index in range(flows):
             at += 2_000_000 if index % 100 else DEAD_S * 1_000_000_000
             self.world.after(at, self.ask)
-            self.world.after(at + 700_000, self.attack)
+            if index % 2:
+                self.world.after(at + 700_000, self.attack)
             if index % 9 == 4:
                 self.world.after(at + 1, self.odd)
             if index % 40 == 39:
