@@ -23,6 +23,8 @@ class Recorder:
     closed: set[int] = field(default_factory=set)
     policies: dict[int, PolicyView] = field(default_factory=dict)
     identities: dict[int, LocalIdentity] = field(default_factory=dict)
+    attached: dict[str, tuple[Address, ...]] = field(default_factory=dict)
+    """By pod: the addresses under which it was attached last."""
     laid: list[int] = field(default_factory=list)
     """Endpoints whose rules name the epoch of their policy."""
     sweeps: int = 0
@@ -64,6 +66,7 @@ class Recorder:
         epoch: int,
     ) -> None:
         self._step("attach", pod, namespace.name, epoch)
+        self.attached[pod] = addresses
         self.policies[endpoint] = policy
         if identity is not None:
             self.identities[endpoint] = identity

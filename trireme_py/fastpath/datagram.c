@@ -15,16 +15,18 @@ static bool is_hello(const struct tr_turn *turn, struct tr_message_view *hello)
     return true;
 }
 
-/* As class_of in engine.c. A claim of identity may come from anybody, and most are to pods that ask nobody: it is plain unless it is of somebody known. */
+/* As class_of in engine.c. Claims of identity are plain unless they are of somebody known, within his share: where policy asks nobody they ride on each flow's
+ * first datagram, and there are many of those. */
 enum tr_park tr_datagram_class(const struct tr_turn *turn, const struct tr_owned *owned)
 {
     struct tr_message_view hello;
+    struct tr_peer *peer = NULL;
 
     if (turn->packet->hook == TR_APPLICATION || turn->began || turn->live || (owned && (owned->references || owned->known)))
         return TR_PARK_OWNED;
-    if (turn->datagram.message && is_hello(turn, &hello) && tr_find_peer(turn, &hello, TR_INGRESS))
-        return TR_PARK_KNOWN;
-    return TR_PARK_PLAIN;
+    if (turn->datagram.message && is_hello(turn, &hello))
+        peer = tr_find_peer(turn, &hello, TR_INGRESS);
+    return peer && tr_charge(turn, peer) == TR_PARK_KNOWN ? TR_PARK_KNOWN : TR_PARK_PLAIN;
 }
 
 /* Whether the datagram can carry a message of so many octets; its own surplus is never touched. */

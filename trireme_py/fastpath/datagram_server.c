@@ -79,7 +79,7 @@ void tr_datagram_resume(struct tr_turn *turn)
         return tr_park(turn, tr_datagram_class(turn, NULL));
     first = !turn->asked || memcmp(turn->asked->hello_fixed, resume.hello.fixed, TR_SYN_FIXED) != 0;
     if (!first && turn->asked->stage != TR_RESUME_CONSUMED)
-        return tr_park(turn, TR_PARK_KNOWN);
+        return tr_park(turn, tr_datagram_class(turn, NULL));
     if (!tr_session_is_fresh(session, resume.counter))
         return tr_drop(turn, TR_REPLAYED);
     ends = (struct tr_resume_ends){&session->exchange.server, session->exchange.client};
@@ -90,7 +90,7 @@ void tr_datagram_resume(struct tr_turn *turn)
     memcpy(own.address, turn->tuple.own, 16);
     memcpy(other.address, turn->tuple.other, 16);
     if (!verdict || !length || !tr_write_confirm(endpoint->mac, confirm, resume.fixed, resume.hello.fixed, &own, &other, session->exchange.key))
-        return tr_park(turn, TR_PARK_KNOWN);
+        return tr_park(turn, tr_datagram_class(turn, NULL));
     /* The one look that counts: Python may have taken the same counter meanwhile. */
     if (!tr_session_commit(session, resume.counter))
         return tr_drop(turn, TR_REPLAYED);
@@ -139,12 +139,12 @@ void tr_datagram_proof(struct tr_turn *turn)
         return tr_park(turn, tr_datagram_class(turn, NULL));
     peer = flow->session->exchange.peer;
     if (!tr_read_message_untrusted(&proof, TR_MESSAGE_PROOF, datagram->message, datagram->message_size))
-        return tr_park(turn, TR_PARK_KNOWN);
+        return tr_park(turn, tr_datagram_class(turn, NULL));
     if (!tr_datagram_proof_is_right(endpoint->mac, proof.fixed, flow->session->exchange.key, flow->hello_fixed, flow->confirm))
-        return tr_park(turn, TR_PARK_KNOWN);
+        return tr_park(turn, tr_datagram_class(turn, NULL));
     length = tr_without_message(&turn->view, &datagram->payload, turn->packet->out, turn->packet->room);
     if (!length || !tr_find_verdict(endpoint, TR_INGRESS, TR_UDP, peer, turn->tuple.other, turn->tuple.own_port))
-        return tr_park(turn, TR_PARK_KNOWN);
+        return tr_park(turn, tr_datagram_class(turn, NULL));
 
     flow->stage = TR_PROVEN;
     live = live_of(turn, peer);
