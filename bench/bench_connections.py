@@ -167,9 +167,9 @@ Each is one connection of a process that has just begun, so both are slower than
 ## Datagrams and streams
 
 Answers to datagrams, in µs: to a query from a fresh port to a known peer, to the second datagram of a flow, and to
-later ones, of a flow that is accepted. One TCP stream, in GB/s.
+later ones, of a flow that is accepted. One TCP stream, in GB/s. Both against unprotected.
 
-{table(("", "query", "against the floor", "second", "later", "against unprotected", "stream", "against unprotected"), rest)}"""
+{table(("", "query", "against the floor", "second", "later", "unprotected", "stream", "unprotected"), rest)}"""
 
 
 def compare_sizes(rounds: int) -> str:

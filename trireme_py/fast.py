@@ -60,6 +60,8 @@ MAX_POLICIES: Final = 64
 """Policies that live connections may have been accepted under: as many as a pod has epochs (agent/marks.py)."""
 SWEEP_NS: Final = 60_000_000_000
 """How long a token that the engine has let go of is remembered: far longer than a parked packet waits."""
+GRAIN_NS: Final = 100_000_000
+"""How much longer the engine's flows may be remembered, so that many expire by one wake-up."""
 
 _VERDICTS: Final = (Verdict.PASS, Verdict.PASS_CLEAR, Verdict.ACCEPT, Verdict.DROP)
 _PARK: Final = 4
@@ -369,8 +371,12 @@ class FastDatapath(Datapath):
     # -- time and reports ---------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> int | None:
-        deadlines = [super().next_deadline(), *(pod.engine.next_deadline() for pod in self._pods.values())]
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+        own = super().next_deadline()
+        engines = [one for pod in self._pods.values() if (one := pod.engine.next_deadline()) is not None]
+        if not engines:
+            return own
+        grained = -(-min(engines) // GRAIN_NS) * GRAIN_NS
+        return grained if own is None else min(own, grained)
 
     def expire(self, now: Instant) -> list[tuple[int, Release]]:
         for pod in self._pods.values():
