@@ -64,6 +64,8 @@ class DatapathReading:
     crashes: int
     unrecorded: Mapping[tuple[Direction, Reason], int]
     """Connections that the fast path has accepted and that became no event."""
+    lookups: Mapping[str, int]
+    """Assertions that peers presented, by what became of them."""
 
 
 class PodEnforcement:
@@ -268,6 +270,7 @@ class PodEnforcement:
                 self._datapath.unproven_translations,
                 self._guard.crashes,
                 self._datapath.unrecorded(),
+                self._datapath.lookups(),
             )
 
         return self._on_loop(here)

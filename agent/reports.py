@@ -83,6 +83,7 @@ def reading_of(parts: Parts) -> Reading:
         queues=now.queues,
         crashes=now.crashes,
         unproven_translations=now.unproven_translations,
+        lookups=now.lookups,
         identities_cached=now.gauges.identities,
         half_open=now.gauges.opening + now.gauges.half_open,
         established=now.gauges.live,
@@ -98,6 +99,7 @@ def reading_of(parts: Parts) -> Reading:
         policy_apply=parts.mode.durations,
         not_enforced=reconciler.summary()["not_enforced"],
         certificate_not_after=parts.keys.not_after,
+        key_changes=parts.keys.changes,
         installing=parts.installing() is not None,
         cluster=parts.mode.read(),
     )

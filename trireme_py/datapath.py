@@ -352,6 +352,11 @@ class Datapath:
             len(self._shared.identities),
         )
 
+    def lookups(self) -> dict[str, int]:
+        """Count the assertions that peers presented here, by what became of them."""
+        identities = self._shared.identities
+        return {"known": identities.known, "verified": identities.verified, "refused": identities.refused}
+
     def _take_orphans(self) -> list[tuple[int, Release]]:
         orphans, self._shared.orphans = self._shared.orphans, []
         return orphans

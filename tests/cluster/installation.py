@@ -25,7 +25,7 @@ OVERLAYS = ROOT / "manifests" / "overlays"
 NAMESPACE = "trireme-system"
 AGENTS = "app.kubernetes.io/component=agent"
 TRUST_DOMAIN = "cluster.local"
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 """How long a condition may take that somebody waits for. Far more than it needs: the machine has other work."""
 _POLL_S = 0.2
 
@@ -134,7 +134,7 @@ class Installed:
     def gone(self, said: str = "") -> None:
         """Return when nothing is left on any node. ``said``: what :meth:`remove` returned."""
         try:
-            wait_until(lambda: not any(map(remains, self.cluster.nodes)), "nothing of the agent is left", 30)
+            wait_until(lambda: not any(map(remains, self.cluster.nodes)), "nothing of the agent is left")
         except ClusterError as error:
             left = {node.name: remains(node) for node in self.cluster.nodes}
             raise ClusterError(f"{error}: {left}\n{said}") from error

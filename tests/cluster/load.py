@@ -184,7 +184,7 @@ def load(cluster: Cluster) -> Iterator[Load]:
                 for app in (SERVER, VAULT)
             ),
         )
-        where.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=100s")
+        where.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=280s")
         addresses = where.kubectl("get", "service", SERVER, "-o", "jsonpath={.spec.clusterIPs[*]}").split()
         services = {f"service-{number}": (address, 80) for number, address in enumerate(addresses)}
         services["service-name"] = (f"{SERVER}.{where.name}.svc.cluster.local", 80)
@@ -200,7 +200,7 @@ def load(cluster: Cluster) -> Iterator[Load]:
                 for who, plan in plans.items()
             )
         )
-        where.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=100s")
+        where.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=280s")
         everybody = Load(where, cluster.nodes)
         for who in plans:
             wait_until(lambda who=who: everybody.mark(who), f"every {who} reports")  # type: ignore[misc]
