@@ -185,9 +185,11 @@ class PodEnforcement:
         counts its connection as made would wait for long; a SYN that is dropped now comes again in a second.
         """
         self._on_loop(self._datapath.wind_up)
-        deadline = time.monotonic() + WIND_UP_S
-        while self._on_loop(self._unfinished) and time.monotonic() < deadline:
+        began_s = time.monotonic()
+        while (left := self._on_loop(self._unfinished)) and time.monotonic() < began_s + WIND_UP_S:
             time.sleep(WIND_UP_LOOK_S)
+        took_ms = round((time.monotonic() - began_s) * 1000)
+        log.info("letting the pods go", extra=fields(exchanges_left=left, waited_ms=took_ms))
 
     def _unfinished(self) -> int:
         waiting = sum(read_queue(queue).backlog for queue in self._loop.queues)

@@ -113,6 +113,8 @@ def run(folder: Path) -> None:
         if not turn.is_set():
             log.info("stopping; it was never this agent's turn")
             return
+        if not first:
+            log.info("taking over")
         prepared = Prepared(config, runtime, api, keys, backend, engine, mode)
         reconciler = hold_pods(prepared, reports, stop, holding, closing)
         if not first:

@@ -101,6 +101,26 @@ def test_one_that_waits_can_be_stopped_and_leaves_everything_as_it_is(busy: Site
         assert first.process.poll() is None
 
 
+def test_one_that_cannot_start_takes_nothing_from_the_one_that_runs(busy: Site, guest: LabPod) -> None:
+    site = busy
+    with AgentProcess(site.configuration) as first:
+        site.configuration.write(
+            "agent.yaml", (site.configuration.folder / "agent.yaml").read_text() + "  rules: bad\n"
+        )
+        second = AgentProcess(site.configuration)
+        assert second.process.wait(PATIENCE_S) == 2
+        site.configuration.write(
+            "agent.yaml", (site.configuration.folder / "agent.yaml").read_text().replace("bad", "nft")
+        )
+        (site.configuration.folder.parent / "psk.key").unlink()
+        second = AgentProcess(site.configuration)
+        assert second.process.wait(PATIENCE_S) == 2
+        assert "psk.key" in second.wait_for("trireme agent:")
+        assert first.process.poll() is None
+        assert ask(site.client, site.server.ipv4, PORT) == b"hello"
+        assert refused(guest, site.server.ipv4, PORT)
+
+
 def wait_until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not holds():
