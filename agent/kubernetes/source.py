@@ -23,7 +23,7 @@ from policy.objects import Object, Pod
 log = logging.getLogger(__name__)
 
 PATIENCE_S: Final = 3.0
-"""How long a starting agent waits for the API server before it goes on with the last known state."""
+"""How long a starting agent waits for an API server that is silent before it goes on with the last known state."""
 REMINDER_S: Final = 30.0
 
 
@@ -118,7 +118,8 @@ class ClusterSource:
         began_s = reminded_s = time.monotonic()
         while not self._stop.is_set() and not wanted <= self._inbox.listed():
             now_s = time.monotonic()
-            if self._primed is not None and now_s - began_s >= PATIENCE_S:
+            away = wanted <= self._inbox.listed() | self._inbox.away
+            if self._primed is not None and (away or now_s - began_s >= PATIENCE_S):
                 log.warning("the API server does not answer; going on with its last known state")
                 return
             if now_s - reminded_s >= REMINDER_S:
@@ -153,8 +154,11 @@ class ClusterSource:
             if pod.host_network or pod.completed:
                 continue
             path = self._locator.locate(pod)
+            addresses = pod.addresses
             if path is not None:
                 self._located[f"{pod.namespace}/{pod.name}"] = pod.uid
+                # The API tells of a sandbox that is made anew later, and not at all while it is away.
+                addresses = self._locator.addresses_at(path) or addresses
                 if left and inode_of(path) in left:
                     continue
             problem = None
@@ -164,7 +168,7 @@ class ClusterSource:
                 text = "its network namespace is not found, so it is not enforced"
                 problem = self.problem(pod, text, "on the node, see: ip netns list; ip netns exec NAME ip address")
             starting = path is not None and self._locator.is_starting(path)
-            yield Candidate(pod, path, problem, pod.addresses, starting)
+            yield Candidate(pod, path, problem, addresses, starting)
 
     def problem(self, pod: Pod, message: str, hint: str = "") -> Problem:
         return Problem(pod.key, 0, "", message, hint)

@@ -23,6 +23,8 @@ class Recorder:
     closed: set[int] = field(default_factory=set)
     policies: dict[int, PolicyView] = field(default_factory=dict)
     identities: dict[int, LocalIdentity] = field(default_factory=dict)
+    attached: dict[str, tuple[Address, ...]] = field(default_factory=dict)
+    """By pod: the addresses under which it was attached last."""
     laid: list[int] = field(default_factory=list)
     """Endpoints whose rules name the epoch of their policy."""
     sweeps: int = 0
@@ -69,6 +71,7 @@ class Recorder:
     ) -> None:
         self._step("attach" if lay else "adopt", pod, namespace.name, epoch)
         self.places[endpoint], self.epochs[endpoint] = namespace.name, epoch
+        self.attached[pod] = addresses
         self.policies[endpoint] = policy
         if identity is not None:
             self.identities[endpoint] = identity
