@@ -28,6 +28,7 @@ from agent.ruleset import DEFAULT_QUEUE
 from trireme_py.datapath import Caught
 from trireme_py.errors import KernelError
 from trireme_py.model import FlowEvent, Hook, Instant, Release, Result, Verdict
+from trireme_py.packet import only_acknowledges_untrusted
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +118,8 @@ class Arrival(NamedTuple):
     """What it is answered through: NetfilterQueue's handle."""
     data: bytes
     connection: bytes
+    counts: bool
+    """Whether later packets of its connection must not overtake it."""
 
 
 class PodQueue:
@@ -156,7 +159,8 @@ class PodQueue:
         self._arrived: dict[int, list[Arrival]] = {}
         """What was read and not yet judged, by the kernel's number of the hook."""
         self._waiting: Counter[bytes] = Counter()
-        """How many packets of each connection were read and have no answer yet, held ones apart."""
+        """How many packets of each connection that must not be overtaken were read and have no answer yet, held ones
+        apart."""
         self._put_off: Counter[bytes] = Counter()
         """How often the mark was put off for a connection since none of it waited."""
         self._held: dict[int, tuple[Arrival, int]] = {}
@@ -236,8 +240,9 @@ class PodQueue:
         # The octets are copied here because NetfilterQueue reuses its buffer for the next packet.
         data = packet.get_payload()
         connection = _connection_untrusted(packet.hook, data)
-        self._waiting[connection] += 1
-        self._arrived.setdefault(packet.hook, []).append(Arrival(packet, data, connection))
+        counts = not only_acknowledges_untrusted(data)
+        self._waiting[connection] += counts
+        self._arrived.setdefault(packet.hook, []).append(Arrival(packet, data, connection, counts))
 
     def _judge(self, now: Instant, number: int, run: list[Arrival]) -> None:
         hook = _HOOKS.get(number)
@@ -252,7 +257,7 @@ class PodQueue:
             self._fail(FailureCause.CRASH, run)
             return
         for ticket, arrival, result in zip(tickets, run, results, strict=True):
-            self._waiting[arrival.connection] -= 1
+            self._waiting[arrival.connection] -= arrival.counts
             if result.verdict is Verdict.HOLD:
                 self._held[ticket] = (arrival, now.mono_ns)
             else:
@@ -298,7 +303,7 @@ class PodQueue:
     def _fail(self, cause: FailureCause, run: Sequence[Arrival]) -> None:
         self._own_counters.failures[cause] += len(run)
         for arrival in run:
-            self._waiting[arrival.connection] -= 1
+            self._waiting[arrival.connection] -= arrival.counts
             self._answer(arrival, verdict_for_failure(self._mode, cause), None)
             self._forget_idle(arrival.connection)
 

@@ -44,7 +44,16 @@ from trireme_py.model import (
     Result,
     Verdict,
 )
-from trireme_py.packet import ACK, FIN, RST, SEQUENCE_SPACE, SYN, Packet, parse_packet_untrusted
+from trireme_py.packet import (
+    ACK,
+    FIN,
+    RST,
+    SEQUENCE_SPACE,
+    SYN,
+    Packet,
+    only_acknowledges_untrusted,
+    parse_packet_untrusted,
+)
 from trireme_py.server import ServerSide
 
 
@@ -146,7 +155,7 @@ class Datapath:
         """Judge the packets of one pod that were waiting in its queue at one hook, in their order.
 
         Returns one result for each. While more packets of one connection wait, none of them is marked: a packet that
-        came later would overtake those still in the queue.
+        came later would overtake those still in the queue. Only mere acknowledgements may be overtaken.
         """
         pod = self._endpoints.get(endpoint)
         leaving = hook is Hook.APPLICATION
@@ -160,7 +169,8 @@ class Datapath:
                 continue
             tuple5 = tuple_of(packet, leaving=leaving)
             parsed.append((packet, tuple5))
-            last[tuple5] = index
+            if not only_acknowledges_untrusted(caught.data):
+                last[tuple5] = index
         results = []
         for index, item in enumerate(parsed):
             if isinstance(item, BadPacket):
@@ -169,7 +179,7 @@ class Datapath:
                 results.append(self._drop(DropReason.NOT_READY))
             else:
                 packet, tuple5 = item
-                turn = Turn(now, pod, hook, batch[index].ticket, packet, tuple5, last[tuple5] > index)
+                turn = Turn(now, pod, hook, batch[index].ticket, packet, tuple5, last.get(tuple5, 0) > index)
                 results.append(self._receive_one(turn))
         return results
 

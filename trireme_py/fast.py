@@ -43,7 +43,7 @@ from trireme_py.model import (
     Result,
     Verdict,
 )
-from trireme_py.packet import parse_packet_untrusted
+from trireme_py.packet import only_acknowledges_untrusted, parse_packet_untrusted
 from trireme_py.wire import NONCE_SIZE
 
 MAX_PEERS: Final = 1 << 15
@@ -133,7 +133,8 @@ def _waiting(hook: Hook, packets: Sequence[bytes]) -> list[bool]:
             waiting.append(False)
             continue
         waiting.append(tuple5 in behind)
-        behind.add(tuple5)
+        if not only_acknowledges_untrusted(data):
+            behind.add(tuple5)
     return waiting[::-1]
 
 

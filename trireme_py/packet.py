@@ -63,6 +63,18 @@ class Packet:
         return len(self.data) < self.length
 
 
+def only_acknowledges_untrusted(data: bytes) -> bool:
+    """Tell whether a packet is a TCP segment that does nothing but acknowledge. Nobody minds if it is overtaken."""
+    if len(data) < 40:
+        return False
+    ipv4 = data[0] >> 4 == 4
+    tcp = (data[0] & 15) * 4 if ipv4 else 40
+    end = int.from_bytes(data[2:4], "big") if ipv4 else int.from_bytes(data[4:6], "big") + 40
+    if data[9 if ipv4 else 6] != Protocol.TCP or len(data) < tcp + 20:
+        return False
+    return data[tcp + 13] & (FIN | SYN | RST | ACK | URG) == ACK and end == tcp + (data[tcp + 12] >> 4) * 4
+
+
 def parse_packet_untrusted(data: bytes) -> Packet:
     """Read the headers of one IP packet.
 

@@ -19,16 +19,18 @@ from bench.bench_handshake import ENGINE, FASTPATH
 
 ROOT: Final = Path(__file__).parents[2]
 FUZZ: Final = ROOT / "tests" / "fuzz"
-TARGETS: Final = ("packet", "message", "engine")
+THREAD: Final = ("netlink", "serve", "worker")
+TARGETS: Final = {"packet": ENGINE, "message": ENGINE, "engine": ENGINE, "queue": THREAD, "conntrack": ("conntrack",)}
+"""And the files of the fast path that each is linked with."""
 FLAGS: Final = ("-std=c11", "-O1", "-g", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-fno-sanitize-recover=all")
-LONGEST: Final = {"packet": 1600, "message": 1300, "engine": 400}
+LONGEST: Final = {"packet": 1600, "message": 1300, "engine": 400, "queue": 1200, "conntrack": 400}
 """Octets of an input."""
 
 
 def build(target: str, folder: Path, compiler: str, *flags: str) -> Path:
     """Compile a target into ``folder``."""
     program = folder / f"fuzz_{target}"
-    sources = [str(FASTPATH / f"{name}.c") for name in ENGINE]
+    sources = [str(FASTPATH / f"{name}.c") for name in TARGETS[target]]
     own = str(FUZZ / f"fuzz_{target}.c")
     command = [compiler, *FLAGS, f"-I{FASTPATH}", own, *sources, *flags, "-lcrypto", "-pthread", "-o", str(program)]
     subprocess.run(command, check=True)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.harness import implementation
 
-ON_BOTH = {"test_attacks", "test_exchange", "test_nfqueue"}
+ON_BOTH = {"test_attacks", "test_exchange", "test_marks", "test_nfqueue"}
 """Modules that run on both unless one is asked for. On the others the two do not differ by what runs only there, and
 kernel tests take minutes."""
 

@@ -21,6 +21,8 @@ from trireme_py.model import Direction, DropReason, Hook, Reason, Verdict
 
 OWNED, KNOWN, PLAIN, STRANGER = range(4)
 PARK = 4
+SHARE = 1024
+"""SYNs of one identity that Python gets at once (TR_SHARE)."""
 
 
 @pytest.fixture
@@ -128,6 +130,27 @@ def test_classes_of_parked_packets(shop: Shop) -> None:
     before = counters(shop.server).parked
     shop.server.arrive(known_syn(shop, 40_000))  # its ports are those of a connection that is known
     assert [after - then for after, then in zip(counters(shop.server).parked, before, strict=True)] == [0, 0, 0, 0, 0]
+
+
+def test_copied_syns_of_one_identity_get_its_share_and_no_more(shop: Shop) -> None:
+    """What exceeds it waits among the strangers', so nobody else does for it. The share comes back with time."""
+    shop.assert_works()
+    other = shop.world.pod("shop/other", "10.1.0.8", "fd00:1::8")
+    shop.server.set_policy(only_from(CLIENT, "shop/other"))
+    for pod in (shop.client, other):
+        shop.world.acquaint(pod, shop.server, 80, 4)
+    shop.server.set_policy(only_from("nobody"))
+    for number in range(SHARE):
+        assert offer(shop.server, Hook.NETWORK, known_syn(shop, 1024 + number))[:2] == (PARK, KNOWN)
+    assert offer(shop.server, Hook.NETWORK, known_syn(shop, 1))[:2] == (PARK, STRANGER)
+    assert other.identity is not None
+    message = encode_syn(other.identity.id, bytes(16), other.identity.assertion)
+    syn = tcp((other.address(), 1), (shop.server.address(), 80), 7, 0, SYN, message)
+    assert offer(shop.server, Hook.NETWORK, syn)[:2] == (PARK, KNOWN)
+    shop.world.run(1)
+    found = [offer(shop.server, Hook.NETWORK, known_syn(shop, 1024 + number))[1] for number in range(SHARE)]
+    assert found == sorted(found)
+    assert 200 <= found.count(KNOWN) <= 210, "those of the second that passed"
 
 
 def test_an_assertion_in_somebody_else_s_name_is_a_stranger_s(shop: Shop) -> None:
@@ -265,7 +288,8 @@ def test_batches_of_parked_packets_are_marked_on_the_last(shop: Shop) -> None:
     datapath = fast(shop.server)
     (live,) = datapath.remembered(0)
     _, own, own_port, other, other_port = live
-    segments = [tcp((own, own_port or 0), (other, other_port or 0), 50 + index, 9, ACK) for index in range(3)]
+    ends = (own, own_port or 0), (other, other_port or 0)
+    segments = [tcp(*ends, 50 + index, 9, ACK, b"data") for index in range(3)]
     engine = datapath.engine_endpoint(0)
     parked = []
     for ticket, data in enumerate(segments):

@@ -33,6 +33,18 @@ void tr_park(struct tr_turn *turn, enum tr_park park)
         turn->endpoint->counters.parked[park]++;
 }
 
+/* The class of a SYN of a known identity. Anybody who has seen one can repeat it at will, and nothing tells his from the owner's. So each
+ * identity has a share, and what exceeds it is a stranger's: no other identity waits for it. */
+enum tr_park tr_charge(const struct tr_turn *turn, struct tr_peer *peer)
+{
+    uint64_t now = turn->now->mono_ns, spent = peer->spent_ns > now ? peer->spent_ns : now;
+
+    if (spent - now > (TR_SHARE - 1) * TR_SHARE_NS)
+        return TR_PARK_STRANGER;
+    peer->spent_ns = spent + TR_SHARE_NS;
+    return TR_PARK_KNOWN;
+}
+
 /* -- packets -- */
 
 /* The SYN that a packet begins, answers or resets, where those are matched by it and not by the tuple. */
@@ -80,6 +92,7 @@ static enum tr_park class_of(const struct tr_turn *turn, const struct tr_owned *
     const struct tr_view *view = &turn->view;
     uint8_t handshake = view->flags & (TR_SYN | TR_ACK);
     struct tr_message_view message;
+    struct tr_peer *peer;
 
     if (turn->packet->hook == TR_APPLICATION)
         return TR_PARK_OWNED;
@@ -87,10 +100,10 @@ static enum tr_park class_of(const struct tr_turn *turn, const struct tr_owned *
         return owned && (owned->references || owned->known) ? TR_PARK_OWNED : TR_PARK_PLAIN;
     if (!tr_is_message(tr_payload(view), tr_payload_size(view)))
         return TR_PARK_PLAIN;
-    if (tr_read_message_untrusted(&message, TR_MESSAGE_SYN, tr_payload(view), tr_payload_size(view)) &&
-        tr_find_peer(turn, &message, TR_INGRESS))
-        return TR_PARK_KNOWN;
-    return TR_PARK_STRANGER;
+    if (!tr_read_message_untrusted(&message, TR_MESSAGE_SYN, tr_payload(view), tr_payload_size(view)))
+        return TR_PARK_STRANGER;
+    peer = tr_find_peer(turn, &message, TR_INGRESS);
+    return peer ? tr_charge(turn, peer) : TR_PARK_STRANGER;
 }
 
 /* A segment of an accepted connection: the mark is on its way, or policy has changed. */

@@ -63,6 +63,12 @@ struct tr_pod {
     size_t waiting;
 };
 
+/* What a packet is to the order of others. */
+struct tr_line {
+    uint32_t connection;
+    bool counts; /* it must not be overtaken */
+};
+
 /* A verdict that marks its connection, as it stands in the outbox. */
 struct accepted {
     uint32_t connection;
@@ -90,7 +96,7 @@ struct tr_worker {
     uint32_t *generations;
     uint32_t slot_count, pods;
     struct tr_inbox *inbox, *next;
-    uint32_t hashes[2][TR_BATCH]; /* connections of what is in inbox, and in next */
+    struct tr_line lines[2][TR_BATCH]; /* of what is in inbox, and in next */
     struct tr_outbox outbox;
     struct accepted accepted[TR_BATCH];
     int accepted_count;

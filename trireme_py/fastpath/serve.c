@@ -1,6 +1,7 @@
 #include "pod.h"
 
 #include <arpa/inet.h>
+#include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -14,6 +15,8 @@
 /* Batches of one pod before the thread looks after its others. */
 #define PATIENCE 20
 /* How often in a row a connection's mark is put off because more of it waits (agent/nfqueue.py says why). */
+#define FLAGS 0x37u /* FIN, SYN, RST, ACK and URG */
+#define FLAG_ACK 0x10u
 #define NONCES 32
 /* Drawn from the kernel at a time. */
 
@@ -24,7 +27,7 @@ static const struct limit {
     uint64_t per_second; /* 0: as many as come */
 } limits[TR_PARK_ENTROPY] = {
     [TR_PARK_OWNED] = {8192, 16 << 20, 0},
-    [TR_PARK_KNOWN] = {2048, 2 << 20, 0},
+    [TR_PARK_KNOWN] = {2048, 2 << 20, 4000},
     [TR_PARK_PLAIN] = {4096, 8 << 20, 8000},
     [TR_PARK_STRANGER] = {2048, 2 << 20, 500},
 };
@@ -72,6 +75,19 @@ static uint32_t number_connection(const struct tr_pod *pod, const struct tr_queu
     }
     uint32_t hash = mix(pod->slot, leaving ? source : destination, words);
     return mix(mix(hash, leaving ? destination : source, words), both, 1);
+}
+
+/* Whether a packet that waits must not be overtaken by later ones of its connection. A TCP segment that only acknowledges may
+ * be: what it says is old by then. So it keeps no connection from its mark, which is all that lets it go on without us. */
+static bool counts(const struct tr_queued *packet)
+{
+    const uint8_t *data = packet->data;
+    if (packet->captured < 40) return true;
+    bool ipv4 = data[0] >> 4 == 4;
+    uint32_t tcp = ipv4 ? (data[0] & 15u) * 4u : 40;
+    uint32_t end = ipv4 ? (uint32_t)data[2] << 8 | data[3] : ((uint32_t)data[4] << 8 | data[5]) + 40;
+    if (data[ipv4 ? 9 : 6] != IPPROTO_TCP || packet->captured < tcp + 20) return true;
+    return (data[tcp + 13] & FLAGS) != FLAG_ACK || end != tcp + (data[tcp + 12] >> 4) * 4u;
 }
 
 static bool is_truncated(const struct tr_queued *packet)
@@ -232,22 +248,22 @@ static void judge_one(struct tr_worker *worker, struct tr_pod *pod, const struct
             (struct accepted){connection, marked, htonl(mark_of(pod, TR_PASS, queued->mark))};
 }
 
-static bool among(const uint32_t *hashes, int count, uint32_t hash)
+static bool among(const struct tr_line *lines, int count, uint32_t connection)
 {
     for (int index = 0; index < count; index++)
-        if (hashes[index] == hash) return true;
+        if (lines[index].counts && lines[index].connection == connection) return true;
     return false;
 }
 
 /* Once its mark is there a connection's packets pass in the kernel and would overtake those that wait in the queue. So
  * while some wait, a verdict that marks becomes one that passes the packet alone; for PATIENCE packets in a row. */
-static void put_marks_off(struct tr_worker *worker, const uint32_t *hashes, int waiting, bool all)
+static void put_marks_off(struct tr_worker *worker, const struct tr_line *lines, int waiting, bool all)
 {
     for (int index = 0; index < worker->accepted_count; index++) {
         struct accepted *accepted = &worker->accepted[index];
         struct put_off *before = &worker->put_off[accepted->connection % TR_REMEMBERED];
         bool known = before->connection == accepted->connection;
-        if (!all && !among(hashes, waiting, accepted->connection)) {
+        if (!all && !among(lines, waiting, accepted->connection)) {
             if (known) before->times = 0;
         } else if (!known || before->times < PATIENCE) {
             *before = (struct put_off){accepted->connection, known ? before->times + 1 : 1};
@@ -268,23 +284,25 @@ static int read_batch(struct tr_worker *worker, struct tr_pod *pod, bool *full)
         return 0;
     }
     for (int index = 0; index < count; index++)
-        worker->hashes[1][index] = number_connection(pod, &inbox->packets[index]);
+        worker->lines[1][index] =
+            (struct tr_line){number_connection(pod, &inbox->packets[index]), counts(&inbox->packets[index])};
     return count;
 }
 
 static void judge_batch(struct tr_worker *worker, struct tr_pod *pod, int count)
 {
     struct tr_inbox *inbox = worker->inbox;
-    const uint32_t *hashes = worker->hashes[0];
+    const struct tr_line *lines = worker->lines[0];
     struct tr_instant now = {nanoseconds(CLOCK_MONOTONIC), (double)nanoseconds(CLOCK_REALTIME) / 1e9};
     tr_endpoint_lock(pod->endpoint);
     for (int index = 0; index < count; index++) {
-        bool more = among(hashes + index + 1, count - index - 1, hashes[index]);
-        judge_one(worker, pod, &inbox->packets[index], more, hashes[index], &now);
+        uint32_t connection = lines[index].connection;
+        bool more = among(lines + index + 1, count - index - 1, connection);
+        judge_one(worker, pod, &inbox->packets[index], more, connection, &now);
         uint32_t room;
         tr_outbox_room(&worker->outbox, &room);
         if (room < TR_COPY_RANGE) { /* rare: a batch of large rewritten packets */
-            put_marks_off(worker, hashes + index + 1, count - index - 1, false);
+            put_marks_off(worker, lines + index + 1, count - index - 1, false);
             send_verdicts(worker, pod);
         }
     }
@@ -301,14 +319,14 @@ void tr_serve(struct tr_worker *worker, struct tr_pod *pod)
         struct tr_inbox *swapped = worker->inbox;
         worker->inbox = worker->next;
         worker->next = swapped;
-        memcpy(worker->hashes[0], worker->hashes[1], (size_t)count * sizeof worker->hashes[0][0]);
+        memcpy(worker->lines[0], worker->lines[1], (size_t)count * sizeof worker->lines[0][0]);
         judge_batch(worker, pod, count);
         count = 0;
         if (round == ROUNDS) {
             put_marks_off(worker, NULL, 0, true); /* who knows what waits */
         } else if (worker->accepted_count > 0) {
             count = read_batch(worker, pod, &full);
-            put_marks_off(worker, worker->hashes[1], count, false);
+            put_marks_off(worker, worker->lines[1], count, false);
         }
         send_verdicts(worker, pod);
         if (round < ROUNDS && count == 0 && full) count = read_batch(worker, pod, &full);

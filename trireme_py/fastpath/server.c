@@ -25,19 +25,19 @@ void tr_server_syn(struct tr_turn *turn)
     if (!peer || !endpoint->identity)
         return tr_park(turn, TR_PARK_STRANGER);
     if (!tr_find_verdict(endpoint, TR_INGRESS, peer->token, turn->tuple.other, turn->tuple.own_port))
-        return tr_park(turn, TR_PARK_KNOWN);
+        return tr_park(turn, tr_charge(turn, peer));
     if (turn->client || (turn->live && turn->live->isn == view->sequence))
-        return tr_park(turn, TR_PARK_KNOWN);
+        return tr_park(turn, tr_charge(turn, peer));
     tr_syn_key(&key, turn->tuple.other, turn->tuple.other_port, view->sequence);
     syn = tr_find_syn(endpoint, &key);
     /* One exchange at a time on a tuple: another SYN there, or another port for the same one, is Python's to tell apart. */
     if (syn ? syn->server != flow || memcmp(flow->syn_fixed, message.fixed, TR_SYN_FIXED) != 0 : flow != NULL)
-        return tr_park(turn, TR_PARK_KNOWN);
+        return tr_park(turn, tr_charge(turn, peer));
     if (tr_has_fast_open(view))
-        return tr_park(turn, TR_PARK_KNOWN);
+        return tr_park(turn, tr_charge(turn, peer));
     length = tr_rewrite(view, view->sequence, NULL, 0, packet->out, packet->room);
     if (!length)
-        return tr_park(turn, TR_PARK_KNOWN);
+        return tr_park(turn, tr_charge(turn, peer));
 
     if (flow) {
         tr_table_touch(&endpoint->servers, flow, turn->now->mono_ns);

@@ -17,6 +17,9 @@ enum {
     TR_EVENTS = 1024,
 };
 
+/* SYNs of one identity that are Python's as those of a known one: so many at once, and one for each interval. */
+#define TR_SHARE UINT64_C(1024)
+#define TR_SHARE_NS (UINT64_C(1000000000) / 200)
 #define TR_HALF_OPEN_NS (UINT64_C(70) * 1000000000) /* endpoint.HALF_OPEN_NS */
 
 struct tr_token {
@@ -107,6 +110,7 @@ struct tr_peer {
     uint8_t id[TR_ID_SIZE];
     struct tr_token *token;
     bool known[2];
+    uint64_t spent_ns; /* its share of Python's time, up to then (tr_charge) */
     uint8_t keys[2][TR_KEY_SIZE]; /* by direction */
 };
 
@@ -169,6 +173,7 @@ void tr_pass(struct tr_turn *, enum tr_verdict, uint32_t length);
 void tr_accept(struct tr_turn *, uint32_t length);
 void tr_drop(struct tr_turn *, enum tr_reason);
 void tr_park(struct tr_turn *, enum tr_park);
+enum tr_park tr_charge(const struct tr_turn *, struct tr_peer *);
 
 /* client.c */
 void tr_client_syn(struct tr_turn *);
