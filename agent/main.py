@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import resource
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -45,6 +44,7 @@ from agent.reconciler import Reconciler
 from agent.reports import Parts, Reports
 from agent.rules import RuleBackend
 from agent.runtime import RuntimeDirectory
+from agent.signals import on_stop
 from agent.standalone import FolderMode
 from agent.wanted import OWN_NAMESPACE
 from policy.addresses import parse_network
@@ -83,7 +83,8 @@ def run(folder: Path) -> None:
     Raises TriremeError if it cannot start: what is wrong with configuration, credentials or kernel.
     """
     stop, turn = threading.Event(), threading.Event()
-    stop_on_signals(stop.set)
+    stopping: list[Callable[[], None]] = [stop.set]
+    on_stop(stopping)
     config = load_configuration(folder)
     # What holds the pods is let go last, and at once then: the next agent may be waiting for it.
     with ExitStack() as holding, ExitStack() as closing:
@@ -102,7 +103,7 @@ def run(folder: Path) -> None:
             mode = FolderMode(folder, runtime, stop)
             runtime.lock()
             first = True
-        stop_on_signals(stop.set, mode.wake)
+        stopping.append(mode.wake)
         if first:
             turn.set()
             reports.answer_probes(config, closing)
@@ -165,16 +166,6 @@ def hold_pods(
 def call_each(*calls: Callable[[], None]) -> None:
     for call in calls:
         call()
-
-
-def stop_on_signals(*calls: Callable[[], None]) -> None:
-    """Make ``calls`` on SIGTERM and SIGINT."""
-
-    def stop(*_: object) -> None:
-        call_each(*calls)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
 
 
 def start_enforcement(
