@@ -45,10 +45,12 @@ class Parts:
 class Reports:
     """Made before anything else: a probe is answered while the agent starts."""
 
-    def __init__(self, config: AgentConfig, closing: ExitStack) -> None:
-        """Answer probes, if that is configured. Raises ConfigError."""
+    def __init__(self) -> None:
         self.health = Health()
         self._parts: Parts | None = None
+
+    def answer_probes(self, config: AgentConfig, closing: ExitStack) -> None:
+        """Answer them, if that is configured, on a port that one agent of a node can have. Raises ConfigError."""
         if config.health:
             closing.callback(HealthServer(*config.health, self.health).close)
 

@@ -57,6 +57,8 @@ class ClusterSource:
         self._stop = stop
         self._always = {resource.name for resource in resources if not resource.on_demand}
         self._primed: Mapping[str, Mapping[str, Known]] | None = None
+        self._begun = False
+        self._files_are_ours = False
         self._keys: dict[str, set[str]] = {resource.name: set() for resource in resources}
         """By resource: the keys of the objects that are there, readable or not."""
         self._listed: set[str] = set()
@@ -103,11 +105,16 @@ class ClusterSource:
         self._left[namespace] = inode
 
     def first(self) -> None:
-        """Wait for the first lists; go on with the last known state if they do not come, and wait on without one."""
+        """Wait for the first lists; go on with the last known state if they do not come, and wait on without one.
+
+        Called again, it has nothing to do.
+        """
+        if self._begun:
+            return
+        self._begun = True
         wanted = self._always
         self._primed = self._last_known.read(self._resources)
-        if self._primed is None:
-            self._last_known.clear()
+        self._files_are_ours = self._primed is not None
         began_s = reminded_s = time.monotonic()
         while not self._stop.is_set() and not wanted <= self._inbox.listed():
             now_s = time.monotonic()
@@ -167,7 +174,13 @@ class ClusterSource:
         return Problem(pod.key, 0, "", message, hint)
 
     def write(self, engine: PolicyEngine) -> None:
-        """Bring the files up to what is in force. Not part of :meth:`feed`, because nobody waits for it."""
+        """Bring the files up to what is in force. Not part of :meth:`feed`, because nobody waits for it.
+
+        Only for the one agent that holds the runtime directory.
+        """
+        if not self._files_are_ours:
+            self._last_known.clear()
+            self._files_are_ours = True
         for key, known in tuple(self._unwritten.items()):
             if known is not None:
                 self._last_known.keep(known)

@@ -41,6 +41,7 @@ class OwnNode:
     def __enter__(self) -> OwnNode:
         self.node.__enter__()
         self.rules = NodeRules(self.namespace.path, PODS, self.node.backend)
+        self.rules.lay()
         self.enforcement = PodEnforcement(
             self.node.datapath,
             self.node.loop,

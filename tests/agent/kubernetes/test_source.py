@@ -200,9 +200,9 @@ def test_policies_outlive_their_namespace_s_deletion_until_it_is_gone(rig: Clust
     # Also past a restart of the agent, which finds the policy deleted.
     rig.end()
     rig.start()
-    (attach,) = [step for step in rig.kernel.take() if step[0] == "attach"]
+    (adopt,) = [step for step in rig.kernel.take() if step[0] == "adopt"]
     assert isolated(rig, max(rig.kernel.policies))
-    assert attach[3] == 1, "the epoch in force goes on: the policy is the same"
+    assert adopt[3] == 1, "the epoch in force goes on: the policy is the same"
     rig.server.delete("namespaces", "shop")
     rig.until(lambda: rig.kernel.steps)
     assert [step[0] for step in rig.kernel.take()] == ["policy"]
@@ -298,7 +298,8 @@ def test_with_the_api_server_away_a_restarted_agent_goes_on_with_what_was_known(
     server.__exit__(None, None, None)
     rig.kernel.take()
     rig.start()
-    assert rig.kernel.take() == [("attach", "shop/a", "cni-uid-a", 1), ("attach", "shop/b", "cni-uid-b", 2)]
+    left = [("adopt", "shop/a", "cni-uid-a", 1), ("adopt", "shop/b", "cni-uid-b", 2), ("lay", 1), ("lay", 2)]
+    assert rig.kernel.take() == left
     assert isolated(rig, rig.reconciler.bound["shop/a"])
     assert not isolated(rig, rig.reconciler.bound["shop/b"])
     # `trireme policy --agent` reads the same files.
@@ -335,7 +336,7 @@ def test_an_api_server_that_is_silent_is_waited_for_and_not_for_ever(
     monkeypatch.setattr("agent.kubernetes.source.PATIENCE_S", 0.05)
     with socket.create_server(("127.0.0.1", rig.port)):
         rig.start()
-        assert rig.kernel.take() == [("attach", "shop/a", "cni-uid-a", 1)]
+        assert rig.kernel.take() == [("adopt", "shop/a", "cni-uid-a", 1), ("lay", 1)]
 
 
 def test_a_pod_has_the_addresses_that_the_runtime_told(rig: ClusterRig) -> None:
