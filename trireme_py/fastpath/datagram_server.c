@@ -24,11 +24,6 @@ static struct tr_session *find_session(const struct tr_turn *turn, const struct 
     return ticket->session;
 }
 
-static void remember_live(struct tr_turn *turn, const struct tr_live *live)
-{
-    tr_remember_live(turn, &turn->tuple, live);
-}
-
 static struct tr_live live_of(const struct tr_turn *turn, struct tr_token *peer)
 {
     struct tr_live live = {.direction = TR_INGRESS, .port = turn->tuple.own_port, .policy = turn->endpoint->policy, .peer = peer};
@@ -100,7 +95,7 @@ void tr_datagram_resume(struct tr_turn *turn)
     if (first)
         tr_announce(turn, &live, verdict->decision, verdict->reason);
     if (verdict->anybody && !resume.asks) {
-        remember_live(turn, &live); /* nobody asks for more */
+        tr_remember_live(turn, &turn->tuple, &live); /* nobody asks for more */
         return tr_accept(turn, length);
     }
     remember_flow(turn, session, &resume, confirm, !verdict->anybody);
@@ -148,7 +143,7 @@ void tr_datagram_proof(struct tr_turn *turn)
 
     flow->stage = TR_PROVEN;
     live = live_of(turn, peer);
-    remember_live(turn, &live);
+    tr_remember_live(turn, &turn->tuple, &live);
     tr_table_touch(&endpoint->datagram_servers, flow, turn->now->mono_ns);
     if (datagram->sealed && !datagram->payload.size)
         return tr_drop(turn, TR_CONSUMED);
