@@ -132,6 +132,7 @@ class ClusterMode:
         log.info("ready to take over")
         while not (turn.is_set() or self._stop.is_set()):
             self.source.feed(self._engine)
+            self._watch_nodes()
             self.source.stale()  # finds namespaces
             for one in self.source.candidates():
                 self._engine.snapshot.view(one.pod.namespace, one.pod.name)  # compiles its policy
@@ -156,7 +157,7 @@ class ClusterMode:
             self._reflectors = [*self._reflectors, self._nodes]
 
     def wake(self) -> None:
-        """Make :meth:`follow` look whether it is to stop. May be called from a signal handler."""
+        """Make :meth:`prepare` and :meth:`follow` look whether something has changed for them. From any thread."""
         self._inbox.wake()
 
     def read(self) -> ClusterReading:

@@ -8,8 +8,10 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ import pytest
 from agent.kubernetes.lastknown import MARK
 from agent.lab import LabPod
 from tests.harness.agent_process import PATIENCE_S, AgentProcess, Configuration
-from tests.harness.traffic import Server, ask, open_socket, refused
+from tests.harness.traffic import REFUSAL_S, Server, ask, open_socket, refused
 from tests.kernel.test_cluster_mode import PORT, Site, site
 
 __all__ = ["site"]
@@ -74,6 +76,40 @@ def test_the_next_agent_is_there_when_the_first_one_ends(busy: Site, guest: LabP
         for address in (site.server.ipv4, site.server.ipv6):
             assert ask(site.client, address, PORT) == b"hello"
             assert refused(guest, address, PORT)
+
+
+def test_connections_that_meet_the_change_are_delayed_at_most_and_forbidden_ones_never_made(
+    busy: Site, guest: LabPod
+) -> None:
+    site, over = busy, threading.Event()
+
+    def call(who: LabPod, patience_s: float) -> list[bool]:
+        """Connect again and again until it is over; tell of each whether it was made."""
+        made = []
+        while not over.is_set():
+            with open_socket(who, site.server.ipv4) as caller:
+                caller.settimeout(patience_s)
+                try:
+                    caller.connect((str(site.server.ipv4), PORT))
+                    caller.sendall(b"hello")
+                    made.append(caller.recv(100) == b"hello")
+                except OSError:
+                    made.append(False)
+        return made
+
+    with ThreadPoolExecutor() as pool, AgentProcess(site.configuration) as first, Waiting(site.configuration) as second:
+        try:
+            permitted = [pool.submit(call, site.client, PATIENCE_S) for _ in range(4)]
+            forbidden = [pool.submit(call, guest, REFUSAL_S) for _ in range(4)]
+            first.end(signal.SIGTERM)
+            first.wait_for("letting the pods go")
+            second.wait_for("msg=ready")
+            assert ask(site.client, site.server.ipv4, PORT) == b"hello"
+        finally:
+            over.set()
+        assert all(all(caller.result()) for caller in permitted)
+        assert sum(len(caller.result()) for caller in permitted) > len(permitted)
+        assert not any(any(caller.result()) for caller in forbidden)
 
 
 def test_what_changes_while_it_waits_is_in_force_when_its_turn_comes(busy: Site, guest: LabPod) -> None:
