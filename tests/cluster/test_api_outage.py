@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import msgspec
@@ -208,8 +208,10 @@ def outage(cluster: Cluster, installed: Installed) -> Iterator[Outage]:
     first, second = cluster.nodes
     for node in cluster.nodes:
         wait_until(lambda node=node: installed.status(node).installation == "finished", "all nodes have an agent")  # type: ignore[misc]
-    with load(cluster) as everybody:
+    with load(cluster) as everybody, ExitStack() as closing:
         late = start_late_pods(everybody)
+        caller = PodOnNode(first, everybody.place.name, f"{CALLER}-{first.name}")
+        server = PodOnNode(second, everybody.place.name, f"{LATE}-{second.name}")
         before = {one.name: one.addresses() for one in late}
         marks = {who: everybody.mark(who) for who in (CALLER, INTRUDER, STRAYER)}
         cluster.stop_apiserver()
@@ -221,17 +223,18 @@ def outage(cluster: Cluster, installed: Installed) -> Iterator[Outage]:
             moved = {one.name: (before[one.name], one.addresses()) for one in late}
             remade = {one.name: wait_for_calls(one, 5, run=1) for one in late if not is_server(one)}
             reached = who_reaches_late(everybody, late)
-            wait_for_calls(PodOnNode(first, everybody.place.name, f"{CALLER}-{first.name}"), CALLS)
+            wait_for_calls(caller, CALLS)
+            calls = closing.enter_context(calling_on(caller, server.addresses()[0]))
+            made, _ = next(calls)
+            assert made
         finally:
             offset = cluster.audit_log.stat().st_size
             cluster.start_apiserver()
             answered = time.monotonic()
-        caller = PodOnNode(first, everybody.place.name, f"{CALLER}-{first.name}")
-        server = PodOnNode(second, everybody.place.name, f"{LATE}-{second.name}")
-        with calling_on(caller, server.addresses()[0]) as calls:
-            everybody.place.apply(NOBODY_ANY_MORE)
-            applied = time.monotonic()
-            converged = last_made(calls, applied + 60)
+        everybody.place.apply(NOBODY_ANY_MORE)
+        applied = time.monotonic()
+        converged = last_made(calls, applied + 60)
+        closing.close()
         cluster.wait_ready(120)
         wait_until(lambda: time.monotonic() > answered + QUIET_S, "time to count requests", QUIET_S + 1)
         requests = requests_since(cluster, offset)
