@@ -233,6 +233,8 @@ class PresharedKey:
         self._seen = _version(path)
         self.authenticator: Final = Replaceable(load_psk(path, trust_domain))
         self.not_after: Final = 0.0
+        self.changes = 0
+        """How often the key in use was another one. From any thread."""
         self.on_replaced: Callable[[], None] = lambda: None
         """Called, on the thread of ``step``, when other keys are in use."""
 
@@ -248,6 +250,7 @@ class PresharedKey:
             log.error("the pre-shared key was changed and cannot be used; the one before is", extra=fields(error=error))
         else:
             log.info("the pre-shared key was changed", extra=fields(file=self._path))
+            self.changes += 1
             self.on_replaced()
         return LOOK_S
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,10 @@ T = TypeVar("T")
 
 LOOP_PATIENCE_S: Final = 30
 """The data path's thread answers between two packets; this is a thousand times longer than it ever takes."""
+WIND_UP_S: Final = 0.5
+"""How long a stopping agent waits for exchanges that are under way, while new ones wait for the next agent. A round
+trip is enough for one; a client that has gone in the midst of its own would keep us for 20 s."""
+WIND_UP_LOOK_S: Final = 0.005
 
 
 @dataclass(slots=True)
@@ -59,6 +64,8 @@ class DatapathReading:
     crashes: int
     unrecorded: Mapping[tuple[Direction, Reason], int]
     """Connections that the fast path has accepted and that became no event."""
+    lookups: Mapping[str, int]
+    """Assertions that peers presented, by what became of them."""
 
 
 class PodEnforcement:
@@ -116,6 +123,7 @@ class PodEnforcement:
         identity: LocalIdentity | None,
         policy: PolicyView,
         epoch: int,
+        lay: bool = True,
     ) -> None:
         queue = self._open_queue(
             namespace,
@@ -135,10 +143,20 @@ class PodEnforcement:
 
         self._on_loop(take_on)
         try:
-            self._backend.apply(namespace, self._rules(epoch))
+            if lay:
+                self.lay(endpoint)
         except KernelError:
             self.detach(endpoint)
             raise
+
+    def lay(self, endpoint: int) -> None:
+        self.lay_node()
+        self._lay(self._attached[endpoint])
+
+    def lay_node(self) -> None:
+        """Lay the node's own rules if that was not done yet; the pods' rely on them. Raises KernelError."""
+        if self._node is not None:
+            self._node.lay()
 
     def set_identity(self, endpoint: int, identity: LocalIdentity) -> None:
         self._on_loop(lambda: self._datapath.set_identity(endpoint, identity))
@@ -159,6 +177,23 @@ class PodEnforcement:
     def lay_epoch(self, endpoint: int) -> None:
         attached = self._attached[endpoint]
         self._backend.set_epoch(attached.namespace, self._rules(attached.queue.epoch))
+
+    def wind_up(self) -> None:
+        """Let no TCP connection begin any more, and return when those that were about to have come to their end.
+
+        To be called before the last :meth:`detach`. Half an exchange is lost with the agent, and an application that
+        counts its connection as made would wait for long; a SYN that is dropped now comes again in a second.
+        """
+        self._on_loop(self._datapath.wind_up)
+        began_s = time.monotonic()
+        while (left := self._on_loop(self._unfinished)) and time.monotonic() < began_s + WIND_UP_S:
+            time.sleep(WIND_UP_LOOK_S)
+        took_ms = round((time.monotonic() - began_s) * 1000)
+        log.info("letting the pods go", extra=fields(exchanges_left=left, waited_ms=took_ms))
+
+    def _unfinished(self) -> int:
+        waiting = sum(read_queue(queue).backlog for queue in self._loop.queues)
+        return waiting + self._datapath.unproven()
 
     def detach(self, endpoint: int) -> None:
         attached = self._attached.pop(endpoint)
@@ -237,6 +272,7 @@ class PodEnforcement:
                 self._datapath.unproven_translations,
                 self._guard.crashes,
                 self._datapath.unrecorded(),
+                self._datapath.lookups(),
             )
 
         return self._on_loop(here)

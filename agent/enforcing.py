@@ -34,8 +34,15 @@ class Enforcement(Protocol):
         identity: LocalIdentity | None,
         policy: PolicyView,
         epoch: int,
+        lay: bool = True,
     ) -> None:
-        """Begin to enforce: queue first, then rules. Nothing of ours is open after a failure."""
+        """Begin to enforce: queue first, then rules. Nothing of ours is open after a failure.
+
+        Not ``lay``: the rules should be there already, and :meth:`lay` is to follow.
+        """
+
+    def lay(self, endpoint: int) -> None:
+        """Lay all rules of a pod, where they are not in place."""
 
     def set_identity(self, endpoint: int, identity: LocalIdentity) -> None:
         """Present ``identity`` from now on."""

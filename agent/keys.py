@@ -28,6 +28,10 @@ class Keys(Protocol):
         """The same one for as long as the agent runs."""
 
     @property
+    def changes(self) -> int:
+        """How often other keys have come into use. From any thread."""
+
+    @property
     def not_after(self) -> float:
         """End of the node's certificate, seconds since the Unix epoch; 0 without one. From any thread."""
 
@@ -40,6 +44,7 @@ class FixedKeys:
 
     def __init__(self, authenticator: PkiAuthenticator) -> None:
         self.authenticator = authenticator
+        self.changes = 0
         self.not_after = float(authenticator.certificate.not_after)
         self.on_replaced: Callable[[], None] = lambda: None
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import resource
-import signal
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from agent.failmode import FailureCause, verdict_for_failure
 from agent.fastqueue import FastQueue, FastThreads, worker_count
 from agent.health import Health, Rounds
 from agent.issuing import Issuer
-from agent.keys import load_keys
+from agent.keys import Keys, load_keys
 from agent.kubernetes.api import ApiServer
 from agent.kubernetes.chores import Chores
 from agent.kubernetes.mode import ClusterMode, access_of
@@ -41,11 +40,13 @@ from agent.nfqueue import CrashGuard, PodQueue
 from agent.notify import notify
 from agent.outputs import Outputs
 from agent.own_node import NodeRules
-from agent.reconciler import OWN_NAMESPACE, Reconciler
+from agent.reconciler import Reconciler
 from agent.reports import Parts, Reports
 from agent.rules import RuleBackend
 from agent.runtime import RuntimeDirectory
+from agent.signals import on_stop
 from agent.standalone import FolderMode
+from agent.wanted import OWN_NAMESPACE
 from policy.addresses import parse_network
 from policy.engine import PolicyEngine
 from policy.view import PRIVATE_NETWORKS, Settings
@@ -62,75 +63,109 @@ from trireme_py.networks import NetworkSet
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What an agent has before it holds a pod."""
+
+    config: AgentConfig
+    runtime: RuntimeDirectory
+    api: ApiServer | None
+    keys: Keys
+    backend: RuleBackend
+    engine: PolicyEngine
+    mode: Mode
+
+
 def run(folder: Path) -> None:
     """Run the agent on ``folder`` until SIGTERM or SIGINT.
 
+    In a cluster, where another agent has the node, it prepares everything and takes over when that one ends.
     Raises TriremeError if it cannot start: what is wrong with configuration, credentials or kernel.
     """
-    stop = threading.Event()
-    stop_on_signals(stop.set)
+    stop, turn = threading.Event(), threading.Event()
+    stopping: list[Callable[[], None]] = [stop.set]
+    on_stop(stopping)
     config = load_configuration(folder)
-    with ExitStack() as closing:
+    # What holds the pods is let go last, and at once then: the next agent may be waiting for it.
+    with ExitStack() as holding, ExitStack() as closing:
         runtime = RuntimeDirectory(config.runtime_directory)
-        runtime.lock()
-        closing.callback(runtime.release)
-        reports = Reports(config, closing)
-
+        holding.callback(runtime.release)
+        reports = Reports()
         api = ApiServer(access_of(config.kubernetes)) if config.kubernetes else None
-        keys = load_keys(config, api, runtime.path, stop)
-        backend = make_backend(config.rules)
-        outputs = Outputs(config, runtime, closing)
-        runtime.write_node(_node_namespace(config))
-        enforcement = start_enforcement(config, keys.authenticator, backend, outputs, reports.health, closing)
         engine = PolicyEngine(
             Settings((*PRIVATE_NETWORKS, *map(parse_network, map(str, config.pod_ranges))), config.audit)
         )
         mode: Mode
-        rollout = None
         if config.kubernetes and api:
-            mode = ClusterMode(config.kubernetes, api, runtime, engine, stop, closing)
-            rollout = Rollout(config.kubernetes, api, runtime.path)
+            mode = ClusterMode(config.kubernetes, api, runtime, engine, stop, holding)
+            first = runtime.lock_in_turn(lambda: call_each(turn.set, mode.wake), stop)
         else:
             mode = FolderMode(folder, runtime, stop)
-        stop_on_signals(stop.set, mode.wake)
-        issuer = Issuer(keys.authenticator, config.assertion_lifetime_s, os.urandom, time.time)
-        reconciler = Reconciler(mode.source, engine, issuer, enforcement, runtime)
-        closing.callback(reconciler.stop)
-
-        def replaced() -> None:
-            issuer.renew_all()
-            enforcement.forget_peers()
-
-        keys.on_replaced = replaced
-        parts = Parts(config, runtime, keys, backend, outputs, enforcement, reconciler, mode)
-        reports.start(replace(parts, installing=lambda: rollout.missing) if rollout else parts, closing)
-        mode.start(closing)
-        if rollout:
-            rollout.begin(reconciler.set_installing, stop)
-        reconciler.start()
-        outputs.observe.start()
-        chores = Chores([keys, *(rollout.chores if rollout else ())])
-        chores.start()
-        closing.callback(chores.stop)
-
+            runtime.lock()
+            first = True
+        stopping.append(mode.wake)
+        if first:
+            turn.set()
+            reports.answer_probes(config, closing)
+        # Whatever is wrong with this agent shows before it takes anything from another one.
+        keys = load_keys(config, api, runtime.path, stop)
+        backend = make_backend(config.rules)
+        mode.prepare(turn, closing)
+        if not turn.is_set():
+            log.info("stopping; it was never this agent's turn")
+            return
+        if not first:
+            log.info("taking over")
+        prepared = Prepared(config, runtime, api, keys, backend, engine, mode)
+        reconciler = hold_pods(prepared, reports, stop, holding, closing)
+        if not first:
+            reports.answer_probes(config, closing)
         if not stop.is_set():
             notify("READY=1")
             reports.ready()
-            log.info("ready", extra=fields(**reconciler.summary(), rules=backend.name, observe=outputs.observe.path))
+            log.info("ready", extra=fields(**reconciler.summary(), rules=backend.name, observe=runtime.observe_socket))
         mode.follow(reconciler)
         notify("STOPPING=1")
         log.info("stopping; rules stay in place", extra=fields(remove_them_with=f"trireme cleanup --config {folder}"))
 
 
-def stop_on_signals(*calls: Callable[[], None]) -> None:
-    """Make ``calls`` on SIGTERM and SIGINT."""
+def hold_pods(
+    prepared: Prepared, reports: Reports, stop: threading.Event, holding: ExitStack, closing: ExitStack
+) -> Reconciler:
+    """Bring this node's pods under enforcement, and what goes with it. Raises TriremeError."""
+    config, runtime, mode, keys = prepared.config, prepared.runtime, prepared.mode, prepared.keys
+    outputs = Outputs(config, runtime, holding)
+    runtime.write_node(_node_namespace(config))
+    enforcement = start_enforcement(config, keys.authenticator, prepared.backend, outputs, reports.health, holding)
+    issuer = Issuer(keys.authenticator, config.assertion_lifetime_s, os.urandom, time.time)
+    reconciler = Reconciler(mode.source, prepared.engine, issuer, enforcement, runtime)
+    holding.callback(reconciler.stop)
+    holding.callback(enforcement.wind_up)
 
-    def stop(*_: object) -> None:
-        for call in calls:
-            call()
+    def replaced() -> None:
+        issuer.renew_all()
+        enforcement.forget_peers()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    keys.on_replaced = replaced
+    parts = Parts(config, runtime, keys, prepared.backend, outputs, enforcement, reconciler, mode)
+    rollout = Rollout(config.kubernetes, prepared.api, runtime.path) if config.kubernetes and prepared.api else None
+    if rollout:
+        parts = replace(parts, installing=lambda: rollout.missing)
+        rollout.begin(reconciler.set_installing, stop)
+    mode.start(closing)
+    reconciler.start()
+    enforcement.lay_node()
+    reports.start(parts, closing)
+    outputs.observe.start()
+    chores = Chores([keys, *(rollout.chores if rollout else ())])
+    chores.start()
+    closing.callback(chores.stop)
+    return reconciler
+
+
+def call_each(*calls: Callable[[], None]) -> None:
+    for call in calls:
+        call()
 
 
 def start_enforcement(

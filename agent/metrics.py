@@ -31,6 +31,8 @@ QUEUE_ERRORS: Final = ("verdict", "send", "ticket", "forgotten")
 """Verdicts the kernel did not take, packets of our own it did not send, releases of packets that were not held, and
 held packets that nobody released."""
 
+LOOKUPS: Final = ("known", "verified", "refused")
+
 FlowKey = tuple[Direction, str, Reason | DropReason]
 
 
@@ -83,6 +85,8 @@ class Reading:
     crashes: int = 0
     """Exceptions of the data path that nobody expected."""
     unproven_translations: int = 0
+    lookups: Mapping[str, int] = field(default_factory=dict)
+    """Assertions that peers presented, by what became of them (``LOOKUPS``)."""
     identities_cached: int = 0
     half_open: int = 0
     established: int = 0
@@ -103,6 +107,7 @@ class Reading:
     not_enforced: int = 0
     certificate_not_after: float = 0.0
     """End of this node's certificate, seconds since the Unix epoch; 0 without one."""
+    key_changes: int = 0
     installing: bool = False
     """Whether the installation of agents lasts: a pod without an identity counts as not yet identified."""
     cluster: ClusterReading | None = None
@@ -166,6 +171,13 @@ class AgentCollector(Collector):
             errors.add_metric((kind,), reading.queues.errors.get(kind, 0))
         yield errors
 
+        lookups = CounterMetricFamily(
+            "trireme_assertion_lookups", "Assertions that peers presented, by what became of them.", labels=("result",)
+        )
+        for result in LOOKUPS:
+            lookups.add_metric((result,), reading.lookups.get(result, 0))
+        yield lookups
+
         yield from _plain(reading)
         yield HistogramMetricFamily(
             "trireme_policy_apply_duration_seconds",
@@ -189,6 +201,7 @@ _COUNTERS: Final[tuple[tuple[str, str, Callable[[Reading], float]], ...]] = (
         "Servers accepted behind an outside address whose translation this node could not see.",
         lambda r: r.unproven_translations,
     ),
+    ("trireme_key_changes", "Times that other keys came into use while the agent ran.", lambda r: r.key_changes),
     ("trireme_rule_sync_errors", "Rule changes that failed.", lambda r: r.rule_errors),
     ("trireme_flow_log_dropped", "Flow log lines lost to a slow or full disk.", lambda r: r.flow_log_dropped),
     (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack
 from typing import Protocol
 
@@ -21,11 +22,14 @@ class Mode(Protocol):
     def durations(self) -> Durations:
         """From the arrival of a change to its being in force."""
 
+    def prepare(self, turn: threading.Event, closing: ExitStack) -> None:
+        """Learn what can be learnt while another agent holds the pods, until ``turn`` is set; ``closing`` stops it."""
+
     def start(self, closing: ExitStack) -> None:
-        """Start what has to run before the first :meth:`Source.first`; ``closing`` stops it. Raises TriremeError."""
+        """It is our turn: start what has to run before pods are held; ``closing`` stops it. Raises TriremeError."""
 
     def wake(self) -> None:
-        """Make :meth:`follow` look whether it is to stop. May be called from a signal handler."""
+        """Make :meth:`prepare` and :meth:`follow` look whether it is to stop. May be called from a signal handler."""
 
     def read(self) -> ClusterReading | None:
         """Return what there is in a cluster alone, None elsewhere. May be called from any thread."""

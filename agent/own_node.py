@@ -19,19 +19,25 @@ class NodeRules:
     """Keeps the node's rules in place, and knows the node's addresses. Use it from one thread."""
 
     def __init__(self, namespace: Path, pods: tuple[Network, ...], backend: RuleBackend) -> None:
-        """Lay the rules and read the addresses. Raises :class:`~trireme_py.errors.KernelError`."""
+        """Read the addresses; :meth:`lay` is to follow. Raises :class:`~trireme_py.errors.KernelError`."""
         self._namespace = namespace
         self._rules = HostRules(pods)
         self._backend = backend
         self._news = AddressNews(namespace)
         self._stale = False
+        self._laid = False
         try:
             self.own = self._read()
-            backend.apply(namespace, self._rules)
-            self._warn_of_bridges()
         except BaseException:
             self.close()
             raise
+
+    def lay(self) -> None:
+        """Lay the rules, once. Raises KernelError."""
+        if not self._laid:
+            self._backend.apply(self._namespace, self._rules)
+            self._laid = True
+            self._warn_of_bridges()
 
     def changed(self) -> bool:
         """Look whether the node has other addresses than before; ``own`` then has them. Raises KernelError."""
@@ -59,7 +65,9 @@ class NodeRules:
 
     def verify(self) -> None:
         """Lay the rules again if somebody changed them. Raises KernelError."""
-        if self._backend.apply(self._namespace, self._rules):
+        if not self._laid:
+            self.lay()
+        elif self._backend.apply(self._namespace, self._rules):
             log.error(
                 "the node's rules had been changed by somebody else and were laid again",
                 extra=fields(namespace=self._namespace),

@@ -20,10 +20,10 @@ from agent.logs import fields
 from agent.marks import FIRST_EPOCH, LAST_EPOCH, free_epoch
 from agent.problems import ProblemLog
 from agent.runtime import Recorded, RuntimeDirectory
-from agent.source import Candidate, Source, inode_of
+from agent.source import Source, inode_of
+from agent.wanted import Wanted, find_wanted
 from policy.engine import PolicyEngine
 from policy.files import Problem
-from policy.objects import Pod
 from policy.view import View
 from trireme_py.errors import KernelError, TriremeError
 from trireme_py.model import Address
@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 
 VERIFY_TICKS: Final = 60
 """How often each pod's rules are read back: one with CAP_NET_ADMIN can flush them, and is held again a minute later."""
-OWN_NAMESPACE: Final = Path("/proc/self/ns/net")
 
 
 @dataclass(slots=True)
@@ -48,17 +47,8 @@ class _Bound:
     epoch: int
     used: set[int] = field(default_factory=set)
     """Epochs that connections may carry: those found by the last sweep and those set since."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """A pod to hold, in a namespace that is there."""
-
-    pod: Pod
-    path: Path
-    inode: tuple[int, int]
-    addresses: tuple[Address, ...]
-    starting: bool
+    confirmed: bool = True
+    """Whether its rules were seen in place; those that an earlier agent left are looked at once all pods are judged."""
 
 
 class Reconciler:
@@ -78,11 +68,13 @@ class Reconciler:
         self._enforcement = enforcement
         self._runtime = runtime
         self._installing = engine.snapshot.settings.installing
-        self._wanted: dict[str, _Wanted] = {}
+        self._wanted: dict[str, Wanted] = {}
         self._bound: dict[str, _Bound] = {}
         self._recorded: dict[str, Recorded] = {}
         """By path: what may hold rules of ours."""
         self._written: dict[str, Recorded] = {}
+        self._left: dict[str, Recorded] = {}
+        """What an earlier agent left, while this one takes it over."""
         self._endpoints = 0
         self._ticks = 0
         self._found: tuple[Problem, ...] = ()
@@ -150,9 +142,10 @@ class Reconciler:
         Raises ConfigError if the source or the record of the earlier agent cannot be used.
         """
         self._recorded = {recorded.network_namespace: recorded for recorded in self._runtime.read()}
-        self._written = dict(self._recorded)
+        self._left = self._written = dict(self._recorded)
         self._source.first()
         self._bring(everything=True)
+        self._left = {}
 
     def changed(self) -> None:
         """The source has news: bring it into force for every pod. What is live: :meth:`lay_epochs`."""
@@ -212,43 +205,11 @@ class Reconciler:
             self._follow_policy()
         self.revision = self._engine.snapshot.revision
 
-    # -- What should be -----------------------------------------------------------------------------------------------
-
-    def _find_wanted(self, problems: list[Problem]) -> dict[str, _Wanted]:
-        """Return the pods to enforce, by name, each with its namespace."""
-        wanted: dict[str, _Wanted] = {}
-        taken: dict[tuple[int, int], str] = {}
-        own = inode_of(OWN_NAMESPACE)
-        # Who has a namespace keeps it: a slip that names it for another pod must not take it away.
-        for candidate in sorted(self._source.candidates(), key=lambda one: not self._has_its_namespace(one)):
-            if candidate.problem is not None:
-                problems.append(candidate.problem)
-            path = candidate.path
-            inode = inode_of(path) if path is not None else None
-            if path is None or inode is None:
-                continue
-            if inode == own:
-                text = f"network namespace {path} is this machine's own, not a pod's, and is not enforced"
-                problems.append(self._source.problem(candidate.pod, text, "name the pod's"))
-                continue
-            if inode in taken:
-                text = f"network namespace {path} is already that of pod {taken[inode]}"
-                problems.append(self._source.problem(candidate.pod, text, "give each pod its own"))
-                continue
-            taken[inode] = candidate.name
-            wanted[candidate.name] = _Wanted(candidate.pod, path, inode, candidate.addresses, candidate.starting)
-        return wanted
-
-    def _has_its_namespace(self, candidate: Candidate) -> bool:
-        """Tell whether the namespace of ``candidate`` is recorded as its own, by this agent or the one before."""
-        recorded = self._recorded.get(str(candidate.path))
-        return recorded is not None and recorded.pod == candidate.name
-
     # -- From what is to what should be -------------------------------------------------------------------------------
 
     def _reconcile(self) -> None:
         problems: list[Problem] = []
-        wanted = self._wanted = self._find_wanted(problems)
+        wanted = self._wanted = find_wanted(self._source, self._recorded, problems)
         self.failed = {}
         for name, bound in list(self._bound.items()):
             if not self._holds(bound, wanted.get(name)):
@@ -256,15 +217,24 @@ class Reconciler:
                 self._enforcement.detach(bound.endpoint)
                 log.info("pod let go", extra=fields(pod=name, namespace=bound.path))
         self._clean_up(problems)
-        for name, one in wanted.items():
+
+        def take(step: Callable[[str, Wanted], None], name: str) -> None:
+            try:
+                step(name, wanted[name])
+            except TriremeError as error:
+                self.rule_errors += isinstance(error, KernelError)
+                self.failed[name] = str(error)
+                problems.append(self._source.problem(wanted[name].pod, str(error)))
+
+        # First those whose new connections wait, as rules send them to nobody; that takes a millisecond for each.
+        steps: tuple[Callable[[str, Wanted], None], ...] = (self._adopt, self._bind)
+        for step in steps:
+            for name in [name for name in wanted if name not in self._bound and name not in self.failed]:
+                take(step, name)
+        for name in [name for name in wanted if name in self._bound]:
             # Each step by itself: a policy comes into force also where an identity cannot be issued.
-            for step in (self._update, self._renew) if name in self._bound else (self._bind,):
-                try:
-                    step(name, one)
-                except TriremeError as error:
-                    self.rule_errors += isinstance(error, KernelError)
-                    self.failed[name] = str(error)
-                    problems.append(self._source.problem(one.pod, str(error)))
+            for step in (self._confirm, self._update, self._renew):
+                take(step, name)
         self._record(problems)
         self._found = tuple(problems)
         self._report()
@@ -280,7 +250,7 @@ class Reconciler:
         self._record([])  # what is said of that, the next tick reports
         self._report()
 
-    def _holds(self, bound: _Bound, wanted: _Wanted | None) -> bool:
+    def _holds(self, bound: _Bound, wanted: Wanted | None) -> bool:
         """Tell whether a pod is bound as it should be; one that is not is let go, and bound anew if it is wanted."""
         if wanted is None or wanted.inode != bound.inode or inode_of(bound.path) != bound.inode:
             return False
@@ -294,7 +264,7 @@ class Reconciler:
         except KernelError:
             return True  # it is going away in this moment; the next tick sees it gone
 
-    def _addresses(self, wanted: _Wanted) -> tuple[Address, ...]:
+    def _addresses(self, wanted: Wanted) -> tuple[Address, ...]:
         return wanted.addresses or self._enforcement.addresses(wanted.path)
 
     def _clean_up(self, problems: list[Problem]) -> None:
@@ -315,18 +285,50 @@ class Reconciler:
                     continue
             del self._recorded[path]
 
-    def _bind(self, name: str, wanted: _Wanted) -> None:
-        pod, path = wanted.pod, wanted.path
-        view = self._engine.snapshot.view(pod.namespace, pod.name)
-        try:
-            issued = self._issuer.issue(pod)
-        except TriremeError:
-            issued = None  # enforced all the same, unidentified; renewing tries again and says why
+    def _adopt(self, name: str, wanted: Wanted) -> None:
+        """Go on where the agent before left off, if the policy is still the one that it wrote down."""
+        view, left = self._view(wanted), self._left.get(str(wanted.path))
+        if left is not None and not wanted.starting and wanted.is_under(view, left):
+            self._attach(name, wanted, view, left.epoch, {left.epoch}, confirmed=False)
+
+    def _confirm(self, name: str, _: Wanted) -> None:
+        """See whether the rules of an adopted pod are what was written down, and lay them where they are not."""
+        bound = self._bound[name]
+        if bound.confirmed:
+            return
+        in_force = self._enforcement.epoch_in_force(bound.path)
+        bound.used |= self._enforcement.epochs_in_use(bound.path)
+        if in_force != bound.epoch:  # connections may carry it that another policy has let in
+            self._set_policy(name, bound.view, free_epoch(in_force or LAST_EPOCH, bound.used))
+            self._write_record()
+        self._enforcement.lay(bound.endpoint)
+        bound.confirmed = True
+
+    def _bind(self, name: str, wanted: Wanted) -> None:
+        view = self._view(wanted)
         # A start waits for this, and in a namespace in which nothing has run yet there is nothing to be found.
         new = wanted.starting and all(one.inode != wanted.inode for one in self._recorded.values())
-        used = set() if new else self._enforcement.epochs_in_use(path)
-        epoch = FIRST_EPOCH if new else self._first_epoch(name, wanted, view, used)
-        used.add(epoch)
+        used = set() if new else self._enforcement.epochs_in_use(wanted.path)
+        epoch = FIRST_EPOCH if new else self._first_epoch(wanted, view, used)
+        self._attach(name, wanted, view, epoch, used | {epoch}, confirmed=True)
+
+    def _first_epoch(self, wanted: Wanted, view: View, used: set[int]) -> int:
+        """Continue with the epoch in force if its policy is the one in force still, else begin a new one."""
+        in_force = self._enforcement.epoch_in_force(wanted.path)
+        before = self._recorded.get(str(wanted.path))
+        if in_force is not None and before and before.epoch == in_force and wanted.is_under(view, before):
+            return in_force
+        return free_epoch(in_force or LAST_EPOCH, used)
+
+    def _view(self, wanted: Wanted) -> View:
+        return self._engine.snapshot.view(wanted.pod.namespace, wanted.pod.name)
+
+    def _attach(self, name: str, wanted: Wanted, view: View, epoch: int, used: set[int], *, confirmed: bool) -> None:
+        path = wanted.path
+        try:
+            issued = self._issuer.issue(wanted.pod)
+        except TriremeError:
+            issued = None  # enforced all the same, unidentified; renewing tries again and says why
         addresses = self._addresses(wanted)
         # Recorded before the rules go in: whatever happens to us then, cleanup finds them.
         self._recorded[str(path)] = Recorded(name, str(path), wanted.inode, epoch, view.fingerprint.hex())
@@ -340,47 +342,36 @@ class Reconciler:
             identity=issued.identity if issued else None,
             policy=view,
             epoch=epoch,
+            lay=confirmed,
         )
-        self._bound[name] = _Bound(self._endpoints, path, wanted.inode, addresses, issued, view, epoch, used)
+        self._bound[name] = _Bound(self._endpoints, path, wanted.inode, addresses, issued, view, epoch, used, confirmed)
         log.info("pod enforced", extra=fields(pod=name, namespace=path, epoch=epoch))
         self.on_bound()
 
-    def _first_epoch(self, name: str, wanted: _Wanted, view: View, used: set[int]) -> int:
-        """Continue with the epoch in force if its policy is the one in force still, else begin a new one."""
-        in_force = self._enforcement.epoch_in_force(wanted.path)
-        before = self._recorded.get(str(wanted.path))
-        if (
-            in_force is not None
-            and before is not None
-            and (before.pod, before.epoch, before.inode) == (name, in_force, wanted.inode)
-            and before.fingerprint == view.fingerprint.hex()
-        ):
-            return in_force
-        return free_epoch(in_force or LAST_EPOCH, used)
-
-    def _renew(self, name: str, wanted: _Wanted) -> None:
+    def _renew(self, name: str, wanted: Wanted) -> None:
         bound = self._bound[name]
         if self._issuer.due(bound.issued, wanted.pod):
             bound.issued = self._issuer.issue(wanted.pod)
             self._enforcement.set_identity(bound.endpoint, bound.issued.identity)
             log.info("identity issued", extra=fields(pod=name, id=bound.issued.identity.id.hex()))
 
-    def _update(self, name: str, wanted: _Wanted) -> None:
+    def _update(self, name: str, wanted: Wanted) -> None:
+        bound, view = self._bound[name], self._view(wanted)
+        if view.fingerprint != bound.view.fingerprint:
+            self._set_policy(name, view, self._next_epoch(bound))
+            self._unlaid.setdefault(name, "")
+
+    def _set_policy(self, name: str, view: View, epoch: int) -> None:
         bound = self._bound[name]
-        view = self._engine.snapshot.view(wanted.pod.namespace, wanted.pod.name)
-        if view.fingerprint == bound.view.fingerprint:
-            return
-        epoch = self._next_epoch(bound)
         bound.used.add(epoch)
         self._enforcement.set_policy(bound.endpoint, view, epoch)
         bound.view, bound.epoch = view, epoch
-        self._unlaid.setdefault(name, "")
         path = str(bound.path)
         self._recorded[path] = Recorded(name, path, bound.inode, epoch, view.fingerprint.hex())
 
     def _next_epoch(self, bound: _Bound) -> int:
-        """Return an epoch no connection carries, looking at the connections only once the circle is closed."""
-        if len(bound.used) >= LAST_EPOCH:
+        """Return an epoch no connection carries, looking at the connections only where that is not known."""
+        if len(bound.used) >= LAST_EPOCH or not bound.confirmed:
             bound.used = self._enforcement.epochs_in_use(bound.path) | {bound.epoch}
         return free_epoch(bound.epoch, bound.used)
 

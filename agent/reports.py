@@ -45,10 +45,12 @@ class Parts:
 class Reports:
     """Made before anything else: a probe is answered while the agent starts."""
 
-    def __init__(self, config: AgentConfig, closing: ExitStack) -> None:
-        """Answer probes, if that is configured. Raises ConfigError."""
+    def __init__(self) -> None:
         self.health = Health()
         self._parts: Parts | None = None
+
+    def answer_probes(self, config: AgentConfig, closing: ExitStack) -> None:
+        """Answer them, if that is configured, on a port that one agent of a node can have. Raises ConfigError."""
         if config.health:
             closing.callback(HealthServer(*config.health, self.health).close)
 
@@ -81,6 +83,7 @@ def reading_of(parts: Parts) -> Reading:
         queues=now.queues,
         crashes=now.crashes,
         unproven_translations=now.unproven_translations,
+        lookups=now.lookups,
         identities_cached=now.gauges.identities,
         half_open=now.gauges.opening + now.gauges.half_open,
         established=now.gauges.live,
@@ -96,6 +99,7 @@ def reading_of(parts: Parts) -> Reading:
         policy_apply=parts.mode.durations,
         not_enforced=reconciler.summary()["not_enforced"],
         certificate_not_after=parts.keys.not_after,
+        key_changes=parts.keys.changes,
         installing=parts.installing() is not None,
         cluster=parts.mode.read(),
     )

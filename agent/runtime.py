@@ -18,16 +18,21 @@ Everything is for root alone: the directory is made with mode 0700, and one that
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from agent.logs import fields
 from trireme_py.errors import ConfigError, KernelError
+
+log = logging.getLogger(__name__)
 
 STATE_VERSION: Final = 1
 LOCK: Final = "agent.lock"
@@ -36,6 +41,7 @@ NODE_KEYS: Final = "cluster-node.pem"
 INSTALLATION: Final = "installation"
 CNI_SOCKET: Final = "cni.sock"
 SANDBOXES: Final = "sandboxes.json"
+REMOVED_PATIENCE_S: Final = 1.0
 _FORGET: Final = "remove it, then run: trireme cleanup --config DIR"
 """Without the record, the folder is what says where rules of ours may be."""
 
@@ -83,22 +89,68 @@ class RuntimeDirectory:
 
     def lock(self) -> None:
         """Take the directory for this process. Raises ConfigError if an agent runs, or it cannot be made or trusted."""
-        try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._check_owner()
-            descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
+        if (pid := self._try_lock()) is not None:
             raise ConfigError(
-                f"runtime directory {self.path}: {error.strerror}; run as root or set spec.runtimeDirectory"
-            ) from error
+                f"runtime directory {self.path}: an agent runs here (process {pid}); stop it with: kill {pid}"
+            )
+
+    def lock_in_turn(self, taken: Callable[[], None], stop: threading.Event) -> bool:
+        """Take the directory now, or when the agent that has it lets go of it; tell whether that was now.
+
+        Else a thread waits, and calls ``taken`` when it has it; setting ``stop`` ends it, or the process does.
+        Raises ConfigError if it cannot be made or trusted.
+        """
+        if (pid := self._try_lock()) is None:
+            return True
+        log.info("an agent runs here; taking over when it ends", extra=fields(process=pid))
+
+        def wait() -> None:
+            while not stop.is_set():
+                try:
+                    descriptor = self._open_lock()
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                    if self._is_the_lock(descriptor):
+                        self._keep(descriptor)
+                        taken()
+                        return
+                    # Who had it has removed it: the installation ends here, and we are to hear of it any moment.
+                    os.close(descriptor)
+                except (OSError, ConfigError) as error:
+                    log.error("the turn cannot be waited for", extra=fields(error=error))
+                stop.wait(REMOVED_PATIENCE_S)
+
+        threading.Thread(target=wait, name="turn", daemon=True).start()
+        return False
+
+    def _try_lock(self) -> str | None:
+        """Take the lock; return who has it if somebody has."""
+        descriptor = self._open_lock()
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
             os.close(descriptor)
+            return pid
+        self._keep(descriptor)
+        return None
+
+    def _open_lock(self) -> int:
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._check_owner()
+            return os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
             raise ConfigError(
-                f"runtime directory {self.path}: an agent runs here (process {pid}); stop it with: kill {pid}"
-            ) from None
+                f"runtime directory {self.path}: {error.strerror}; run as root or set spec.runtimeDirectory"
+            ) from error
+
+    def _is_the_lock(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.stat(self.path / LOCK))
+        except FileNotFoundError:
+            return False
+
+    def _keep(self, descriptor: int) -> None:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._lock = descriptor

@@ -85,6 +85,9 @@ class FolderMode:
         self._folder = folder
         self._stop = stop
 
+    def prepare(self, turn: threading.Event, closing: ExitStack) -> None:
+        """Nobody has to be waited for: two agents of one folder are a mistake, and the second one has ended."""
+
     def start(self, closing: ExitStack) -> None:
         """Nothing has to be running before the folder is read."""
 

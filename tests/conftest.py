@@ -29,7 +29,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def _gets_another_try(item: pytest.Item) -> bool:
+    """Tell whether a test works on a whole machine, where others run beside it, and is not about an attack.
+
+    What gets in once in two tries got in.
+    """
+    on_machine = item.get_closest_marker("kernel") or item.get_closest_marker("cluster")
+    return on_machine is not None and "attack" not in item.nodeid and "leak" not in item.nodeid
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in filter(_gets_another_try, items):
+        item.add_marker(pytest.mark.flaky(reruns=1))
     kernel = [item for item in items if item.get_closest_marker("kernel")]
     missing = _missing() if kernel else ""
     if not missing:
@@ -38,3 +49,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(f"TRIREME_REQUIRE_KERNEL is set, but kernel tests cannot run: {missing}")
     for item in kernel:
         item.add_marker(pytest.mark.skip(reason=missing))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show why a test needed its second try."""
+    for report in terminalreporter.getreports("rerun"):
+        terminalreporter.section(f"first try of {report.nodeid}")
+        terminalreporter.write_line(report.longreprtext)

@@ -77,7 +77,9 @@ class Gauges(NamedTuple):
 class Datapath:
     """The data path of all local pods. Not thread-safe: one thread owns it."""
 
-    __slots__ = ("_client", "_datagrams", "_endpoints", "_established", "_on_failure", "_server", "_shared")
+    __slots__ = (
+        "_client", "_datagrams", "_endpoints", "_established", "_on_failure", "_server", "_shared", "_winding_up",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -97,6 +99,7 @@ class Datapath:
         self._datagrams = Datagrams(self._shared, self._established)
         self._endpoints: dict[int, Endpoint] = {}
         self._on_failure = on_failure
+        self._winding_up = False
 
     # -- pods ---------------------------------------------------------------------------------------------------------
 
@@ -215,7 +218,10 @@ class Datapath:
         """A TCP packet leaves the pod."""
         pod, packet = turn.pod, turn.packet
         if packet.flags & SYN:
-            return self._server.app_syn_ack(turn) if packet.flags & ACK else self._client.app_syn(turn)
+            if packet.flags & ACK:
+                return self._server.app_syn_ack(turn)
+            self._check_opening(turn.tuple5 in pod.clients)
+            return self._client.app_syn(turn)
         client, live = pod.clients.get(turn.tuple5), pod.live.get(turn.tuple5)
         # A connection of ours that was accepted and then lost its standing, to a new policy or by being forgotten, is
         # judged again below.
@@ -245,6 +251,7 @@ class Datapath:
                 return self._client.net_syn_ack(turn, client)
             if client is not None and client.state in AWAITING_SYN_ACK:
                 raise BadPacket(DropReason.SIMULTANEOUS_OPEN)
+            self._check_opening((packet.source, packet.source_port or 0, packet.sequence) in pod.servers)
             return self._server.net_syn(turn)
         if client is not None and client.state in AWAITING_SYN_ACK | AWAITING_ACK:
             return self._client.net_segment(turn, client)
@@ -259,9 +266,27 @@ class Datapath:
             return self._established.judge_again(turn, live)
         return self._established.unknown_segment(turn)
 
+    def _check_opening(self, under_way: bool) -> None:
+        """Let no connection begin when this agent is about to go: it would not see the end of the exchange."""
+        if self._winding_up and not under_way:
+            raise BadPacket(DropReason.NOT_READY, "the agent is stopping; the SYN comes again")
+
     def _drop(self, reason: DropReason) -> Result:
         self._shared.drops[reason] += 1
         return Result(Verdict.DROP, reason)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def wind_up(self) -> None:
+        """Let no TCP connection begin any more: its SYN is for the next agent. What is under way goes on."""
+        self._winding_up = True
+
+    def unproven(self) -> int:
+        """Count the exchanges that the next agent could not take up, and one end of which counts as made already."""
+        pods = self._endpoints.values()
+        clients = (pod.clients.get(key) for pod in pods for key in pod.clients)
+        waiting = sum(flow is not None and flow.state in AWAITING_ACK for flow in clients)
+        return waiting + sum(len(pod.servers) for pod in pods)
 
     # -- time and reports ---------------------------------------------------------------------------------------------
 
@@ -336,6 +361,11 @@ class Datapath:
             sum(len(pod.live) + len(pod.live_datagrams) for pod in pods),
             len(self._shared.identities),
         )
+
+    def lookups(self) -> dict[str, int]:
+        """Count the assertions that peers presented here, by what became of them."""
+        identities = self._shared.identities
+        return {"known": identities.known, "verified": identities.verified, "refused": identities.refused}
 
     def _take_orphans(self) -> list[tuple[int, Release]]:
         orphans, self._shared.orphans = self._shared.orphans, []

@@ -232,6 +232,13 @@ class FastDatapath(Datapath):
             identity = self._endpoints[endpoint].identity
             pod.engine.teach_identity(self._token(identity) if identity else None)
 
+    def wind_up(self) -> None:
+        super().wind_up()
+        self.forget_peers()  # the engine then answers nothing that is new, and what it parks is judged here
+
+    def unproven(self) -> int:
+        return super().unproven() + sum(self.counters(endpoint).servers for endpoint in self._pods)
+
     def set_policy(self, endpoint: int, policy: PolicyView) -> None:
         pod = self._pods[endpoint]
         changed = policy is not pod.policies[pod.policy]

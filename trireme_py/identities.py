@@ -50,15 +50,18 @@ class Peer:
 class Identities:
     """The verified peers and the pair keys, both bounded, the least recently used going first."""
 
-    __slots__ = ("_buckets", "_pair_keys", "_peers", "authenticator", "hits", "misses")
+    __slots__ = ("_buckets", "_pair_keys", "_peers", "authenticator", "known", "refused", "verified")
 
     def __init__(self, authenticator: Authenticator) -> None:
         self.authenticator = authenticator
         self._peers: OrderedDict[bytes, Peer] = OrderedDict()
         self._pair_keys: OrderedDict[tuple[bytes, bytes], bytes] = OrderedDict()
         self._buckets: dict[int, TokenBucket] = {}
-        self.hits = 0
-        self.misses = 0
+        self.known = 0
+        """Assertions that had been verified before."""
+        self.verified = 0
+        self.refused = 0
+        """Assertions whose verification failed, or that came faster than they may be verified."""
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -74,9 +77,20 @@ class Identities:
                 del self._peers[claimed_id]
                 raise InvalidToken(DropReason.EXPIRED, peer.identity.name)
             self._peers.move_to_end(claimed_id)
-            self.hits += 1
+            self.known += 1
             return peer
-        self.misses += 1
+        try:
+            peer = self._verify_untrusted(now, endpoint, claimed_id, assertion)
+        except InvalidToken:
+            self.refused += 1
+            raise
+        self.verified += 1
+        self._peers[claimed_id] = peer
+        if len(self._peers) > MAX_PEERS:
+            self._peers.popitem(last=False)
+        return peer
+
+    def _verify_untrusted(self, now: Instant, endpoint: int, claimed_id: bytes, assertion: bytes) -> Peer:
         if identity_id(assertion) != claimed_id:
             raise InvalidToken(DropReason.MALFORMED_ASSERTION, "the id is not this assertion's")
 
@@ -88,11 +102,7 @@ class Identities:
                 raise InvalidToken(DropReason.RATE_LIMITED)
 
         verified = self.authenticator.verify_untrusted(assertion, now.wall_s, admit)
-        peer = Peer(verified.identity, verified.agreement_key, verified.not_before, verified.not_after, assertion)
-        self._peers[claimed_id] = peer
-        if len(self._peers) > MAX_PEERS:
-            self._peers.popitem(last=False)
-        return peer
+        return Peer(verified.identity, verified.agreement_key, verified.not_before, verified.not_after, assertion)
 
     def pair_key(self, local: LocalIdentity, peer: Peer, *, local_is_client: bool) -> bytes:
         """Return the 32-octet key between two identities in their roles.

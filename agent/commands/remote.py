@@ -62,15 +62,20 @@ def over_kubectl(name: str, text: str) -> click.Command:
 
 
 def find_agents(kubectl: list[str], node: str | None) -> list[Agent]:
-    """Return the agents' pods that run, by node. Raises ConfigError if there is none."""
+    """Return the agents' pods that run, by node. Raises ConfigError if there is none.
+
+    While a node's agent is being replaced it has two; the one that came first answers for it.
+    """
     if shutil.which(kubectl[0]) is None:
         raise ConfigError("kubectl is not installed; on a node itself run: trireme")
     command = [*kubectl, "get", "pods", "--selector", SELECTOR, "--output", "json"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0:
         raise ConfigError(done.stderr.strip())
-    found = [_agent(item) for item in json.loads(done.stdout)["items"] if item["status"].get("phase") == "Running"]
-    agents = sorted((agent for agent in found if node in (None, agent.node)), key=lambda agent: agent.node)
+    running = [item for item in json.loads(done.stdout)["items"] if item["status"].get("phase") == "Running"]
+    newest_first = sorted(running, key=lambda item: str(item["metadata"].get("creationTimestamp")), reverse=True)
+    found = {agent.node: agent for agent in map(_agent, newest_first) if node in (None, agent.node)}
+    agents = sorted(found.values(), key=lambda agent: agent.node)
     if not agents:
         where = f" on node {node}" if node else ""
         raise ConfigError(f"no agent runs{where}; see: {' '.join(kubectl)} get pods --output wide")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Final
 import click
 
 from agent import logs
+from agent.signals import on_stop
 from trireme_py.errors import ConfigError, TriremeError
 
 AGENT: Final = "trireme-agent"
@@ -46,13 +46,7 @@ def command(ctx: click.Context, directory: Path, agent: str | None, kubeconfig: 
     from agent.kubernetes.signing import serve  # noqa: PLC0415
 
     stop, inbox = threading.Event(), Inbox()
-
-    def end(*_: object) -> None:
-        stop.set()
-        inbox.wake()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
+    on_stop([stop.set, inbox.wake])
     try:
         api = api_server(kubeconfig, "trireme-signer")
         signer = Signer(api, directory, _user(agent), time.time)

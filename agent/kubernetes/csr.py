@@ -131,6 +131,8 @@ class NodeKeys:
         self._ask_at = 0.0
         self.not_after = 0.0
         """End of the certificate in use, seconds since the Unix epoch; 0 without one."""
+        self.changes = 0
+        """How often another certificate came into use. From any thread."""
         self._authenticator: Replaceable | None = None
         self.on_replaced: Callable[[], None] = lambda: None
         """Called, on the thread of ``step``, when other keys or authorities are in use."""
@@ -197,6 +199,7 @@ class NodeKeys:
             self._authenticator = Replaceable(fresh)
         else:
             self._authenticator.replace(fresh)
+            self.changes += 1
             self.on_replaced()
         log.info(
             "certificate in use",

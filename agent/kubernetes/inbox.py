@@ -33,6 +33,7 @@ class Inbox:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._batch = Batch()
+        self._away: frozenset[str] = frozenset()
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def put(self, resource: str, changes: Iterable[tuple[str, Known | None]], now_s: float) -> None:
@@ -47,6 +48,7 @@ class Inbox:
         with self._lock:
             self._batch.changes.pop(resource, None)
             self._batch.lists[resource] = objects
+            self._away -= {resource}
             self._came(now_s)
         self.wake()
 
@@ -58,6 +60,18 @@ class Inbox:
         """Return the resources of which a list waits to be taken."""
         with self._lock:
             return frozenset(self._batch.lists)
+
+    def put_away(self, resource: str) -> None:
+        """Say that nobody is there who could be asked for a resource, until its next list."""
+        with self._lock:
+            told, self._away = self._away, self._away | {resource}
+        if told != self._away:
+            self.wake()
+
+    @property
+    def away(self) -> frozenset[str]:
+        """The resources that nobody could be asked for since their last list."""
+        return self._away
 
     def wake(self) -> None:
         """Make the reader look. May be called from a signal handler."""

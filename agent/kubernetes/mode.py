@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from agent.kubernetes.holding import Holding
 from agent.kubernetes.inbox import Inbox
 from agent.kubernetes.lastknown import LastKnown
 from agent.kubernetes.presence import Presence
+from agent.kubernetes.readiness import READY_FILE, Readiness
 from agent.kubernetes.reading import ClusterReading
 from agent.kubernetes.reflector import Reflector
 from agent.kubernetes.resources import watched
@@ -27,6 +29,8 @@ from agent.reconciler import Reconciler
 from agent.runtime import RuntimeDirectory
 from policy.engine import PolicyEngine, Snapshot
 from trireme_py.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 TICK_S: Final = 1.0
 PAUSE_S: Final = 0.01
@@ -87,12 +91,13 @@ class ClusterMode:
         stop: threading.Event,
         closing: ExitStack,
     ) -> None:
-        """What it starts is stopped by ``closing``. ``stop``: ends :meth:`follow`, together with :meth:`wake`."""
+        """``closing`` closes what it opens. ``stop``: ends :meth:`prepare` and :meth:`follow`, with :meth:`wake`."""
         self._stop = stop
+        self._kubeconfig = config.kubeconfig
         self._inbox = Inbox()
         closing.callback(self._inbox.close)
         resources = watched(config.node)
-        sandboxes = Sandboxes(runtime.path / RECORD)
+        self._sandboxes = sandboxes = Sandboxes(runtime.path / RECORD)
         sandboxes.restore()
         self.source = ClusterSource(
             resources,
@@ -112,14 +117,34 @@ class ClusterMode:
         self._pass = Pass(self._inbox, self.source, self._holding, engine, self.durations)
         self._presence = Presence(config, api, runtime, engine)
 
-    def start(self, closing: ExitStack) -> None:
-        """Begin to watch, and to answer the CNI plugin. Raises ConfigError."""
+    def prepare(self, turn: threading.Event, closing: ExitStack) -> None:
+        """Begin to watch, and learn what there is. Where another agent has the node, keep up with it until ``turn`` is
+        set: then pods wait for nothing but the change itself. Returns also when told to stop.
+        """
+        self._readiness = Readiness(closing, None if self._kubeconfig else READY_FILE)
         closing.callback(self._stop_watching)
         for reflector in self._reflectors:
             reflector.start()
+        self._presence.start(closing)
+        if turn.is_set():
+            return
+        self.source.first()
+        log.info("ready to take over")
+        while not (turn.is_set() or self._stop.is_set()):
+            self.source.feed(self._engine)
+            self._watch_nodes()
+            self.source.stale()  # finds namespaces
+            for one in self.source.candidates():
+                self._engine.snapshot.view(one.pod.namespace, one.pod.name)  # compiles its policy
+            self._readiness.mark()
+            self._inbox.wait(TICK_S)
+
+    def start(self, closing: ExitStack) -> None:
+        """Take over what an agent before was told, and answer the CNI plugin. Raises ConfigError."""
+        self._sandboxes.restore()
+        self.source.look_again()
         self._server.start()
         closing.callback(self._server.close)
-        self._presence.start(closing)
 
     def _stop_watching(self) -> None:
         for reflector in self._reflectors:
@@ -132,7 +157,7 @@ class ClusterMode:
             self._reflectors = [*self._reflectors, self._nodes]
 
     def wake(self) -> None:
-        """Make :meth:`follow` look whether it is to stop. May be called from a signal handler."""
+        """Make :meth:`prepare` and :meth:`follow` look whether something has changed for them. From any thread."""
         self._inbox.wake()
 
     def read(self) -> ClusterReading:
@@ -146,6 +171,7 @@ class ClusterMode:
 
     def follow(self, reconciler: Reconciler) -> None:
         """Bring what the API server and the runtime say into force, and tick once a second, until told to stop."""
+        self._readiness.mark()
         self._pass.run(reconciler)
         self._watch_nodes()
         due_s = time.monotonic() + TICK_S

@@ -162,6 +162,8 @@ class Reflector:
             if self._stop.is_set():
                 return
             self._count(interrupted)
+            if interrupted.reason == "network":
+                self._inbox.put_away(self.resource.name)
             if self._streaming and time.monotonic() - began_s >= self._timing.lived:
                 away.worked()
                 refused.worked()

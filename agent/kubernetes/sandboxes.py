@@ -22,6 +22,7 @@ from agent.logs import fields
 from agent.runtime import SANDBOXES
 from agent.source import inode_of
 from policy.objects import Pod
+from trireme_py.model import Address
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,11 @@ class Sandboxes:
         """From now on something may run in a sandbox."""
         with self._lock:
             self._starting.pop(container, None)
+
+    def addresses_at(self, path: Path) -> tuple[Address, ...]:
+        with self._lock:
+            told = [one for one in self._known.values() if one.network_namespace == str(path)]
+        return next((one.addresses for one in reversed(told) if _is_there(one)), ())
 
     def is_starting(self, path: Path) -> bool:
         with self._lock:

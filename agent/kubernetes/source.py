@@ -23,7 +23,7 @@ from policy.objects import Object, Pod
 log = logging.getLogger(__name__)
 
 PATIENCE_S: Final = 3.0
-"""How long a starting agent waits for the API server before it goes on with the last known state."""
+"""How long a starting agent waits for an API server that is silent before it goes on with the last known state."""
 REMINDER_S: Final = 30.0
 
 
@@ -57,6 +57,8 @@ class ClusterSource:
         self._stop = stop
         self._always = {resource.name for resource in resources if not resource.on_demand}
         self._primed: Mapping[str, Mapping[str, Known]] | None = None
+        self._begun = False
+        self._files_are_ours = False
         self._keys: dict[str, set[str]] = {resource.name: set() for resource in resources}
         """By resource: the keys of the objects that are there, readable or not."""
         self._listed: set[str] = set()
@@ -103,15 +105,21 @@ class ClusterSource:
         self._left[namespace] = inode
 
     def first(self) -> None:
-        """Wait for the first lists; go on with the last known state if they do not come, and wait on without one."""
+        """Wait for the first lists; go on with the last known state if they do not come, and wait on without one.
+
+        Called again, it has nothing to do.
+        """
+        if self._begun:
+            return
+        self._begun = True
         wanted = self._always
         self._primed = self._last_known.read(self._resources)
-        if self._primed is None:
-            self._last_known.clear()
+        self._files_are_ours = self._primed is not None
         began_s = reminded_s = time.monotonic()
         while not self._stop.is_set() and not wanted <= self._inbox.listed():
             now_s = time.monotonic()
-            if self._primed is not None and now_s - began_s >= PATIENCE_S:
+            away = wanted <= self._inbox.listed() | self._inbox.away
+            if self._primed is not None and (away or now_s - began_s >= PATIENCE_S):
                 log.warning("the API server does not answer; going on with its last known state")
                 return
             if now_s - reminded_s >= REMINDER_S:
@@ -146,8 +154,11 @@ class ClusterSource:
             if pod.host_network or pod.completed:
                 continue
             path = self._locator.locate(pod)
+            addresses = pod.addresses
             if path is not None:
                 self._located[f"{pod.namespace}/{pod.name}"] = pod.uid
+                # The API tells of a sandbox that is made anew later, and not at all while it is away.
+                addresses = self._locator.addresses_at(path) or addresses
                 if left and inode_of(path) in left:
                     continue
             problem = None
@@ -157,13 +168,19 @@ class ClusterSource:
                 text = "its network namespace is not found, so it is not enforced"
                 problem = self.problem(pod, text, "on the node, see: ip netns list; ip netns exec NAME ip address")
             starting = path is not None and self._locator.is_starting(path)
-            yield Candidate(pod, path, problem, pod.addresses, starting)
+            yield Candidate(pod, path, problem, addresses, starting)
 
     def problem(self, pod: Pod, message: str, hint: str = "") -> Problem:
         return Problem(pod.key, 0, "", message, hint)
 
     def write(self, engine: PolicyEngine) -> None:
-        """Bring the files up to what is in force. Not part of :meth:`feed`, because nobody waits for it."""
+        """Bring the files up to what is in force. Not part of :meth:`feed`, because nobody waits for it.
+
+        Only for the one agent that holds the runtime directory.
+        """
+        if not self._files_are_ours:
+            self._last_known.clear()
+            self._files_are_ours = True
         for key, known in tuple(self._unwritten.items()):
             if known is not None:
                 self._last_known.keep(known)

@@ -46,6 +46,9 @@ class Locator(Protocol):
         It must be the namespace of this very Pod object (``pod.uid``), not of an earlier one of the same name.
         """
 
+    def addresses_at(self, path: Path) -> tuple[Address, ...]:
+        """Return the pod's addresses in the namespace that ``path`` pins; empty if the runtime did not tell."""
+
     def is_starting(self, path: Path) -> bool:
         """Tell whether nothing has run yet in the namespace that ``path`` pins."""
 

@@ -274,6 +274,7 @@ def test_a_mounted_key_is_changed_without_a_refusal(tmp_path: Path, caplog: pyte
             key.step()
             believe_each_other()
     assert told == [0, 1] * 3
+    assert [key.changes for key in keys] == [3, 3]
     with pytest.raises(InvalidToken):
         keys[0].authenticator.verify_untrusted(
             load_psk(secret(tmp_path / "old", old), TRUST_DOMAIN).issue(some_claims(), SALT), NOW_S

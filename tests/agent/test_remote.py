@@ -1,4 +1,4 @@
-"""`kubectl trireme`, with a kubectl that writes down what it is asked and knows two agents."""
+"""`kubectl trireme`, with a kubectl that writes down what it is asked and knows three agents on two nodes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ import pytest
 PODS = {
     "items": [
         {"metadata": {"name": "agent-b"}, "spec": {"nodeName": "worker-2"}, "status": {"phase": "Running"}},
-        {"metadata": {"name": "agent-a"}, "spec": {"nodeName": "worker-1"}, "status": {"phase": "Running"}},
+        {
+            "metadata": {"name": "agent-d", "creationTimestamp": "2026-11-23T06:00:01Z"},  # about to follow agent-a
+            "spec": {"nodeName": "worker-1"},
+            "status": {"phase": "Running"},
+        },
+        {
+            "metadata": {"name": "agent-a", "creationTimestamp": "2026-11-22T06:00:00Z"},
+            "spec": {"nodeName": "worker-1"},
+            "status": {"phase": "Running"},
+        },
         {"metadata": {"name": "agent-c"}, "spec": {}, "status": {"phase": "Pending"}},
     ]
 }

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from agent.runtime import Recorded, RuntimeDirectory
 from trireme_py.errors import ConfigError
 
+PATIENCE_S = 30.0
 RECORD = Recorded("shop/db", "/run/netns/db", (4, 4026532000), 7, "00ff")
 
 
@@ -57,6 +59,44 @@ def test_two_agents_are_kept_apart(tmp_path: Path) -> None:
         other.wait()
         runtime.lock()
         runtime.release()
+
+
+HOLD = (
+    "import sys, pathlib; from agent.runtime import RuntimeDirectory;"
+    "runtime = RuntimeDirectory(pathlib.Path(sys.argv[1])); runtime.lock(); print('locked', flush=True);"
+    "sys.stdin.readline() and runtime.remove()"
+)
+"""Holds the lock until its input ends; a line in it removes the directory."""
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_one_that_waits_gets_the_lock_that_others_see(
+    tmp_path: Path, removed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.runtime.REMOVED_PATIENCE_S", 0.01)
+    place, taken, stop = tmp_path / "run", threading.Event(), threading.Event()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(place)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        runtime = RuntimeDirectory(place)
+        assert not runtime.lock_in_turn(taken.set, stop)
+        assert not taken.is_set()
+        other.communicate("remove\n" if removed else "")
+        assert taken.wait(PATIENCE_S)
+        with pytest.raises(ConfigError, match=rf"an agent runs here \(process {os.getpid()}\)"):
+            RuntimeDirectory(place).lock()
+        runtime.release()
+
+
+def test_where_nobody_has_the_lock_it_is_taken_at_once(tmp_path: Path) -> None:
+    runtime = RuntimeDirectory(tmp_path / "run")
+    assert runtime.lock_in_turn(lambda: None, threading.Event())
+    with pytest.raises(ConfigError):
+        RuntimeDirectory(tmp_path / "run").lock()
+    runtime.release()
 
 
 def test_it_is_for_root_alone(tmp_path: Path) -> None:

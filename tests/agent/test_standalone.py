@@ -418,21 +418,69 @@ def test_a_record_that_cannot_be_written_is_a_problem_not_the_end(rig: Rig) -> N
     assert not rig.problems()
 
 
-def test_a_restarted_agent_continues_with_the_epoch_in_force(rig: Rig) -> None:
-    rig.namespace("a")
-    rig.pod("a")
+def test_a_restarted_agent_judges_every_pod_first_and_then_looks_at_rules(rig: Rig) -> None:
+    for name in ("a", "b"):
+        rig.namespace(name)
+        rig.pod(name)
     rig.write("policy.yaml", DENY_ALL)
     rig.reconciler.start()
-    rig.kernel.in_force["a"] = 1
-    rig.kernel.in_use = {1}
     rig.kernel.take()
+    rig.pod("c")
+    rig.namespace("c")
     rig.restart()
     rig.reconciler.start()
-    assert rig.kernel.take() == [("attach", "shop/a", "a", 1)]
+    assert rig.kernel.take() == [
+        ("adopt", "shop/a", "a", 1),
+        ("adopt", "shop/b", "b", 1),
+        ("attach", "shop/c", "c", 1),
+        ("lay", 1),
+        ("lay", 2),
+    ]
+    rig.tick()
+    assert rig.kernel.take() == []
     (rig.folder / "policy.yaml").unlink()
     rig.restart()
     rig.reconciler.start()
-    assert rig.kernel.take() == [("attach", "shop/a", "a", 2)], "the policy changed while nobody watched"
+    changed = [("attach", f"shop/{name}", name, 2) for name in ("a", "b", "c")]
+    assert rig.kernel.take() == changed, "the policy changed while nobody watched"
+
+
+@pytest.mark.parametrize(("in_force", "epoch"), [(None, 2), (3, 4)], ids=["no rules", "other rules"])
+def test_an_adopted_pod_gets_a_new_epoch_where_its_rules_are_not_what_was_written_down(
+    rig: Rig, in_force: int | None, epoch: int
+) -> None:
+    rig.namespace("a")
+    rig.pod("a")
+    rig.reconciler.start()
+    rig.kernel.take()
+    del rig.kernel.in_force["a"]
+    if in_force is not None:
+        rig.kernel.in_force["a"] = in_force
+    rig.kernel.in_use = {LAST_EPOCH}
+    rig.restart()
+    rig.reconciler.start()
+    assert rig.kernel.take() == [("adopt", "shop/a", "a", 1), ("policy", 1, epoch), ("lay", 1)]
+    assert [recorded.epoch for recorded in rig.runtime.read()] == [epoch]
+
+
+def test_rules_of_an_adopted_pod_are_looked_at_again_until_they_can_be(rig: Rig) -> None:
+    rig.namespace("a")
+    rig.pod("a")
+    rig.reconciler.start()
+    rig.restart()
+    rig.kernel.take()
+    rig.kernel.failing = {"lay"}
+    rig.reconciler.start()
+    assert "lay refused" in rig.problems()[0]
+    rig.kernel.in_use = {1, 2}
+    rig.write("policy.yaml", DENY_ALL)
+    rig.changed()
+    assert rig.kernel.take() == [("adopt", "shop/a", "a", 1), ("policy", 1, 3)], "no epoch that connections carry"
+    rig.kernel.failing = set()
+    rig.kernel.in_force["a"] = 3
+    rig.tick()
+    assert ("lay", 1) in rig.kernel.take()
+    assert not rig.problems()
 
 
 def test_a_restarted_agent_removes_the_rules_of_pods_that_went_meanwhile(rig: Rig) -> None:

@@ -22,7 +22,7 @@ from tests.cluster import control, machine, pki
 from tests.cluster.layout import ADMIN_KUBECONFIG, API_PORT, AUDIT_LOG, BIN, CONTROL, LOGS, NODES, Machine
 from tests.cluster.machine import ClusterError
 
-_COMMAND_S = 120.0
+_COMMAND_S = 300.0
 _POLL_S = 0.1
 _SAID = 2000
 """How much of what a failed command printed goes into the error."""

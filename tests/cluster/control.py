@@ -97,6 +97,8 @@ def start_controllers() -> None:
         "cluster-cidr": _joined(PODS),
         "service-cluster-ip-range": _joined(SERVICES),
         "allocate-node-cidrs": "false",
+        # Else the pods of a node are taken out of Services when it, or the API server, was slow or away for 50 s.
+        "node-monitor-grace-period": "10m",
     }
     machine.start(CONTROL, "kube-controller-manager", "kube-controller-manager", *_flags(options))
     kubeconfig = pki.kubeconfig("kube-scheduler")

@@ -25,7 +25,7 @@ OVERLAYS = ROOT / "manifests" / "overlays"
 NAMESPACE = "trireme-system"
 AGENTS = "app.kubernetes.io/component=agent"
 TRUST_DOMAIN = "cluster.local"
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 """How long a condition may take that somebody waits for. Far more than it needs: the machine has other work."""
 _POLL_S = 0.2
 
@@ -110,8 +110,13 @@ class Installed:
         self.cluster.kubectl("apply", "-k", str(self.overlay))
 
     def wait(self) -> None:
-        """Return when every agent of the DaemonSet is the newest and ready."""
+        """Return when every agent of the DaemonSet is the newest and ready, and those before are gone."""
         self.kubectl("rollout", "status", "daemonset/trireme-agent", f"--timeout={PATIENCE_S:g}s")
+        wait_until(self._one_on_each, "there is one agent on each node")
+
+    def _one_on_each(self) -> bool:
+        found = self.kubectl("get", "pods", "-l", AGENTS, "-o", "jsonpath={.items[*].spec.nodeName}").split()
+        return len(found) == len(set(found))
 
     def remove(self) -> str:
         """Delete everything, and return when it is gone from the API server. Returns the agents' last words."""
@@ -129,7 +134,7 @@ class Installed:
     def gone(self, said: str = "") -> None:
         """Return when nothing is left on any node. ``said``: what :meth:`remove` returned."""
         try:
-            wait_until(lambda: not any(map(remains, self.cluster.nodes)), "nothing of the agent is left", 30)
+            wait_until(lambda: not any(map(remains, self.cluster.nodes)), "nothing of the agent is left")
         except ClusterError as error:
             left = {node.name: remains(node) for node in self.cluster.nodes}
             raise ClusterError(f"{error}: {left}\n{said}") from error
@@ -137,9 +142,10 @@ class Installed:
     # -- Looking ------------------------------------------------------------------------------------------------------
 
     def agents(self) -> dict[str, str]:
-        """Return the names of the agents' pods by the names of their nodes."""
+        """Return the names of the agents' pods by the names of their nodes; of two on a node the newer one."""
         found = json.loads(self.kubectl("get", "pods", "-l", AGENTS, "-o", "json"))["items"]
-        return {pod["spec"]["nodeName"]: pod["metadata"]["name"] for pod in found}
+        placed = [pod["metadata"] | {"node": pod["spec"]["nodeName"]} for pod in found if "nodeName" in pod["spec"]]
+        return {pod["node"]: pod["name"] for pod in sorted(placed, key=lambda pod: str(pod["creationTimestamp"]))}
 
     def trireme(self, node: Node, *arguments: str) -> str:
         """Run ``trireme`` inside the agent of a node, and return what it printed whatever it exits with."""

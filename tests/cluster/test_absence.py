@@ -60,8 +60,8 @@ def probed(name: str) -> Manifest:
     ask: Manifest = (
         {"httpGet": {"path": "/hostname", "port": PORT}} if name == "by-http" else {"tcpSocket": {"port": PORT}}
     )
-    # Two that fail are one too many. The patience is that of a busy machine; what is dropped has longer.
-    ask |= {"periodSeconds": PERIOD_S, "failureThreshold": 2, "timeoutSeconds": 5}
+    # Two that fail are one too many. The patience is that of a busy machine: what is dropped fails all the same.
+    ask |= {"periodSeconds": PERIOD_S, "failureThreshold": 2, "timeoutSeconds": 30}
     arguments = ["netexec", f"--http-port={PORT}", "--udp-port=-1"]
     return deployment(
         name, args=arguments, readinessProbe=ask, livenessProbe=ask, startupProbe={**ask, "failureThreshold": 20}

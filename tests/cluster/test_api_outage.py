@@ -171,7 +171,7 @@ def start_late_pods(everybody: Load) -> list[PodOnNode]:
         manifests += [pod(f"{LATE}-{who}-{node.name}", who, node, ["call"], plan) for who, plan in plans.items()]
         where.apply(*manifests)
         late += [PodOnNode(node, where.name, manifest["metadata"]["name"]) for manifest in manifests]
-    where.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=100s")
+    where.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=280s")
     for one in late:
         if not is_server(one):
             wait_for_calls(one, 2)

@@ -27,8 +27,8 @@ pytestmark = [
     pytest.mark.parametrize("installed", ["psk", "pki"], indirect=True),
 ]
 
-PERMITTED_S = 30
-"""How long a connection may take that must come about: the kernel sends its SYN five times."""
+PERMITTED_S = 70
+"""How long a connection may take that must come about: the kernel sends its SYN seven times. Slow machines need it."""
 REFUSED_S = 4
 """How long one is tried that must not: three SYNs."""
 
@@ -87,7 +87,7 @@ def get_nothing(where: Place, pods: list[Pod], targets: list[str]) -> None:
 def soon_get(where: Place, pods: list[Pod], targets: list[str]) -> None:
     """Return when each pod reaches all targets."""
     wanted = {pod.name: set(targets) for pod in pods}
-    wait_until(lambda: where.reached_by(pods, targets, REFUSED_S) == wanted, f"these reach {targets}: {pods}")
+    wait_until(lambda: where.reached_by(pods, targets, PERMITTED_S) == wanted, f"these reach {targets}: {pods}")
 
 
 def soon_get_nothing(where: Place, pods: list[Pod], targets: list[str]) -> None:
@@ -204,7 +204,9 @@ def test_more_pods_and_fewer(bar: Bar) -> None:
 def test_a_pod_that_is_replaced(bar: Bar) -> None:
     for app in ("tap", "approved", "regular"):
         bar.beer.kubectl("delete", "pod", bar.beer.pods(app)[0].name)
-    bar.beer.wait("tap", "approved", "regular")
+        # The Deployment's status may be that of before for a while.
+        wait_until(lambda app=app: len(bar.beer.pods(app)) == 2, "another pod comes in its place")  # type: ignore[misc]
+        bar.beer.kubectl("wait", "--for=condition=Ready", "pod", f"--selector=app={app}", "--timeout=280s")
     get(bar.beer, bar.beer.pods("approved"), bar.tap())
     get_nothing(bar.beer, bar.beer.pods("regular"), bar.tap())
 
@@ -222,8 +224,10 @@ def test_a_policy_that_is_deleted(bar: Bar) -> None:
 
 def test_no_probe_failed_all_the_time(bar: Bar) -> None:
     """The last one: under default-deny, kubelets asked each server once a second, and none was found unwell."""
-    found = json.loads(bar.beer.kubectl("get", "pods", "-o", "json"))["items"]
-    assert {one["status"]["containerStatuses"][0]["restartCount"] for one in found} == {0}
-    unwell = bar.beer.kubectl("get", "events", "--field-selector=reason=Unhealthy", "-o", "json")
-    # Until a server listens its kubelet is refused, with the agent or without.
-    assert [one["message"] for one in json.loads(unwell)["items"] if "refused" not in one["message"]] == []
+    found = {one["metadata"]["name"]: one for one in json.loads(bar.beer.kubectl("get", "pods", "-o", "json"))["items"]}
+    assert {one["status"]["containerStatuses"][0]["restartCount"] for one in found.values()} == {0}
+    events = json.loads(bar.beer.kubectl("get", "events", "--field-selector=reason=Unhealthy", "-o", "json"))["items"]
+    # Those that were deleted may have been asked in that moment. Until a server listens its kubelet is refused, with
+    # the agent or without.
+    unwell = [one["message"] for one in events if one["involvedObject"]["name"] in found]
+    assert [message for message in unwell if "refused" not in message] == []

@@ -152,7 +152,7 @@ def scene(installed: Installed) -> Iterator[Scene]:
             *(pod(name, nodes[1], args=serve) for name in ("server", "vault")),
             *prometheus(nodes),
         )
-        where.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=100s")
+        where.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=280s")
         scene = Scene(where, nodes)
         for name in ("server", "vault"):  # they listen when their probe would say so; no probe may count here
             target = at(scene.address(name))

@@ -16,7 +16,7 @@ import pytest
 
 from tests.cluster.cluster import Cluster, Node
 from tests.cluster.installation import OVERLAYS, Installed, wait_until
-from tests.cluster.load import CALLER, INTRUDER, PATIENCE_S, SERVER, STRAYER, Load, Window, load
+from tests.cluster.load import CALLER, INTRUDER, SERVER, STRAYER, Load, Window, load
 from tests.cluster.workload import PORT, deployment
 
 pytestmark = [
@@ -132,14 +132,12 @@ def test_a_rolling_update_under_load_loses_nothing_and_lets_nobody_in(busy: Busy
     busy.installed.kubectl("rollout", "restart", "daemonset/trireme-agent")
     busy.installed.wait()
     assert agents.isdisjoint(busy.installed.agents().values())
-    callers = busy.load.since(marks[CALLER])
-    print(f"\nrolling update: {callers}")
-    assert set(callers.lasting.values()) == {2}, "\n".join(callers.failures)
+    windows = {who: busy.load.since(mark) for who, mark in marks.items()}
+    for who, window in windows.items():
+        print(f"\nrolling update, {who}s: {window}")
+    nobody_noticed(windows[CALLER])
     for who in (INTRUDER, STRAYER):
-        nobody_came_through(busy.load.since(marks[who]))
-    if sum(callers.failed.values()):
-        # docs/kubernetes.md: a SYN that meets both nodes' changes, or a destination that is dialled bare for a minute.
-        pytest.xfail(f"new connections were delayed by more than {PATIENCE_S:g} s: {callers.failures}")
+        nobody_came_through(windows[who])
 
 
 def test_an_uninstallation_under_load_refuses_nobody_and_leaves_nothing(busy: Busy, cluster: Cluster) -> None:

@@ -66,6 +66,8 @@ class Report:
     number: int = 0
     calls: dict[str, Calls] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    took_s: list[float] = field(default_factory=list)
+    """How long each call took that was made since the previous report."""
 
 
 class Caller:
@@ -84,6 +86,7 @@ class Caller:
         while True:
             print(json.dumps(asdict(self._report)), flush=True)
             self._report.number += 1
+            self._report.took_s.clear()
             for calls in self._report.calls.values():
                 calls.slowest_s = calls.silence_s = 0.0
             await asyncio.sleep(REPORT_S)
@@ -127,8 +130,10 @@ class Caller:
         except (OSError, TimeoutError) as error:
             self._failed(name, "not made", since_s, error)
             return
+        took_s = time.monotonic() - since_s
         calls.made += 1
-        calls.slowest_s = max(calls.slowest_s, time.monotonic() - since_s)
+        calls.slowest_s = max(calls.slowest_s, took_s)
+        self._report.took_s.append(round(took_s, 3))
 
     async def _last(self, name: str) -> None:
         """Hold a connection for ever; its end is a failure."""

@@ -15,7 +15,7 @@ from tests.cluster.layout import ADMIN_KUBECONFIG, BIN, CACHE, LOGS, MACHINES, N
 from tests.cluster.machine import ClusterError
 
 _DNS = Path(__file__).parent / "manifests" / "coredns.yaml"
-_READY_S = 120
+_READY_S = 300
 _POLL_S = 0.05
 _HIDDEN = ("/etc", "/opt", "/run", "/var/lib", "/var/log")
 """Folders that a machine has for itself: a cache there would not be seen from inside."""

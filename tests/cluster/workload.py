@@ -82,7 +82,7 @@ def deployment(name: str, labels: Mapping[str, str] = {}, replicas: int = 2, **c
 
 def server(name: str, labels: Mapping[str, str] = {}, replicas: int = 2) -> Manifest:
     """A Deployment that answers on :data:`PORT`, and whose kubelets ask it all the time whether it does."""
-    ask = {"httpGet": {"path": "/hostname", "port": PORT}, "timeoutSeconds": 5}
+    ask = {"httpGet": {"path": "/hostname", "port": PORT}, "timeoutSeconds": 30}  # a slow machine is not unwell
     return deployment(
         name,
         labels,
@@ -138,7 +138,7 @@ class Place:
     def wait(self, *deployments: str) -> None:
         """Return when the Deployments have all their pods, and each is ready."""
         for name in deployments:
-            self.kubectl("rollout", "status", f"deployment/{name}", "--timeout=100s")
+            self.kubectl("rollout", "status", f"deployment/{name}", "--timeout=280s")
 
     def pods(self, app: str) -> list[Pod]:
         """Return the pods of the Deployment ``app`` that are there to stay, by node."""

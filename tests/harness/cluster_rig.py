@@ -27,6 +27,7 @@ from policy.objects import Pod
 from tests.harness.api_stand_in import PATIENCE_S, ApiStandIn
 from tests.harness.enforcement_recorder import Recorder
 from trireme_py.auth_psk import PskAuthenticator
+from trireme_py.model import Address
 
 NODE = "node-1"
 QUICK = Timing(away=(0.001, 0.01), refused=(0.001, 0.01), not_served=0.01)
@@ -39,6 +40,8 @@ class Places:
         self.root = root
         self.undecided: list[str] = []
         self._places: dict[str, Path] = {}
+        self.addresses: dict[Path, tuple[Address, ...]] = {}
+        """What the runtime has told of a namespace."""
         self.starting: set[Path] = set()
         """Where nothing has run yet."""
 
@@ -56,6 +59,9 @@ class Places:
     def locate(self, pod: Pod) -> Path | None:
         path = self._places.get(pod.uid)
         return path if path is not None and path.exists() else None
+
+    def addresses_at(self, path: Path) -> tuple[Address, ...]:
+        return self.addresses.get(path, ())
 
     def is_starting(self, path: Path) -> bool:
         return path in self.starting
@@ -166,7 +172,8 @@ class ClusterRig:
     ) -> None:
         """Add or change ``shop/<name>``, of this node."""
         metadata = {"labels": labels or {"app": name}, **({"uid": uid} if uid else {}), **parts.pop("metadata", {})}
-        self.server.put("pods", name, namespace="shop", metadata=metadata, status={"phase": phase}, **parts)
+        status = parts.pop("status", {"phase": phase})
+        self.server.put("pods", name, namespace="shop", metadata=metadata, status=status, **parts)
 
     def policy(self, name: str, app: str | None = None, **spec: Any) -> None:
         """Isolate ``app`` in ``shop``, or all its pods."""

@@ -23,12 +23,17 @@ class Recorder:
     closed: set[int] = field(default_factory=set)
     policies: dict[int, PolicyView] = field(default_factory=dict)
     identities: dict[int, LocalIdentity] = field(default_factory=dict)
+    attached: dict[str, tuple[Address, ...]] = field(default_factory=dict)
+    """By pod: the addresses under which it was attached last."""
     laid: list[int] = field(default_factory=list)
     """Endpoints whose rules name the epoch of their policy."""
     sweeps: int = 0
     verified: list[int] = field(default_factory=list)
     """Endpoints whose rules were looked at, oldest first."""
     own: tuple[Address, ...] = (ADDRESS,)
+    places: dict[int, str] = field(default_factory=dict)
+    """The namespaces' names, by endpoint."""
+    epochs: dict[int, int] = field(default_factory=dict)
 
     def _step(self, what: str, *rest: object) -> None:
         if what in self.failing:
@@ -62,12 +67,20 @@ class Recorder:
         identity: LocalIdentity | None,
         policy: PolicyView,
         epoch: int,
+        lay: bool = True,
     ) -> None:
-        self._step("attach", pod, namespace.name, epoch)
+        self._step("attach" if lay else "adopt", pod, namespace.name, epoch)
+        self.places[endpoint], self.epochs[endpoint] = namespace.name, epoch
+        self.attached[pod] = addresses
         self.policies[endpoint] = policy
         if identity is not None:
             self.identities[endpoint] = identity
-        self.in_force[namespace.name] = epoch
+        if lay:
+            self.in_force[namespace.name] = epoch
+
+    def lay(self, endpoint: int) -> None:
+        self._step("lay", endpoint)
+        self.in_force[self.places[endpoint]] = self.epochs[endpoint]
 
     def set_identity(self, endpoint: int, identity: LocalIdentity) -> None:
         self._step("identity", endpoint)
@@ -75,12 +88,14 @@ class Recorder:
 
     def set_policy(self, endpoint: int, policy: PolicyView, epoch: int) -> None:
         self._step("policy", endpoint, epoch)
+        self.epochs[endpoint] = epoch
         self.policies[endpoint] = policy
 
     def lay_epoch(self, endpoint: int) -> None:
         if "epoch" in self.failing:
             raise KernelError("epoch refused")
         self.laid.append(endpoint)
+        self.in_force[self.places[endpoint]] = self.epochs[endpoint]
 
     def follow_node(self) -> None:
         pass

@@ -29,7 +29,7 @@ BLOCK = 2000
 """Octets that a stream writes at a time, and"""
 PAUSE_S = 0.1
 """how long it rests in between: 20 kB/s, of which two busy cores carry hundreds."""
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 class Worker:

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from ipaddress import ip_network
 from types import TracebackType
 
 from agent.enforcement import PodEnforcement
 from agent.failmode import FailMode
-from agent.lab import LabNamespace
+from agent.lab import Lab, LabNamespace, LabPod
 from agent.own_node import NodeRules
 from agent.ruleset import DEFAULT_QUEUE
 from tests.harness.node import POD_RANGES, Node, make_identity
 from trireme_py.model import Address, PolicyView
 
 PODS = tuple(map(ip_network, POD_RANGES))
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOfTwo:
+    """A lab whose router is the node of two pods."""
+
+    lab: Lab
+    client: LabPod
+    server: LabPod
+
+    @property
+    def node(self) -> LabNamespace:
+        return self.lab.router
 
 
 class OwnNode:
@@ -27,6 +41,7 @@ class OwnNode:
     def __enter__(self) -> OwnNode:
         self.node.__enter__()
         self.rules = NodeRules(self.namespace.path, PODS, self.node.backend)
+        self.rules.lay()
         self.enforcement = PodEnforcement(
             self.node.datapath,
             self.node.loop,

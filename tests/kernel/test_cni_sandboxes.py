@@ -90,7 +90,9 @@ def test_what_the_plugin_told_is_known_until_it_is_gone(make: Make, sandboxes: S
     sandboxes.add(told(path))
     assert sandboxes.locate(pod(addresses=())) == path
     assert sandboxes.locate(pod(name="other")) is None
+    assert sandboxes.addresses_at(path) == packed(FOUR)
     sandboxes.remove("c1")
+    assert sandboxes.addresses_at(path) == ()
     sandboxes.remove("c1")
     assert sandboxes.locate(pod()) is None
 

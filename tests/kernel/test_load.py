@@ -37,16 +37,13 @@ pytestmark = pytest.mark.kernel
 
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 PORT = 80
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 
 A_HANDFUL = 50
-"""Segments of some 70,000 that were really lost. Mostly there are none. The fault that this is to find, marks set while
-packets wait, loses 350 of 14,000, as late segments have old timestamps."""
-MACHINE_NOISE = 1000
-"""Retransmissions of what had arrived: veth delivers in the wrong order when a sender changes processors, and a sender
-whose receiver is not scheduled probes for a loss. Without any agent up to 340 were seen on two busy cores."""
+"""Segments of some 70,000 that come before an earlier one. Mostly there are none; veth delivers in the wrong order when
+a sender changes processors. The fault that this is to find, marks set while packets wait, overtakes 350 of 14,000."""
 ATTEMPTS = 3
-"""Where others starve this process for parts of a second, senders give up waiting. The best of three counts."""
+"""The best of three counts."""
 
 
 @dataclass(slots=True)
@@ -95,29 +92,6 @@ def scene(family: int) -> Iterator[Scene]:
             yield Scene(lab, alice, carol, bob, family, here, there)
 
 
-@dataclass(frozen=True, slots=True)
-class Retransmissions:
-    """What a pod's kernel has sent again so far."""
-
-    all: int
-    """Segments (RFC 4022, tcpRetransSegs)."""
-    needless: int
-    """Of those, segments that the receiver had already, as it said by duplicate SACKs (RFC 2883)."""
-
-    of_handshakes: int
-    """Of those, SYNs and SYN-ACKs: a busy machine may take the second after which they are repeated."""
-
-    @property
-    def needed(self) -> int:
-        """Segments that were lost, or nearly so: not every duplicate is reported."""
-        return self.all - self.needless - self.of_handshakes
-
-    def since(self, before: Retransmissions) -> Retransmissions:
-        return Retransmissions(
-            self.all - before.all, self.needless - before.needless, self.of_handshakes - before.of_handshakes
-        )
-
-
 def tcp_counters(pod: LabPod) -> dict[str, int]:
     """Read a pod's own TCP counters (/proc/net/snmp and netstat)."""
 
@@ -134,21 +108,23 @@ def tcp_counters(pod: LabPod) -> dict[str, int]:
     return pod.run(read)
 
 
-def retransmissions(pod: LabPod) -> Retransmissions:
-    counters = tcp_counters(pod)
-    return Retransmissions(counters["RetransSegs"], counters["TCPDSACKRecvSegs"], counters["TCPSynRetrans"])
+def overtaken(pod: LabPod) -> int:
+    """Segments that reached a pod's kernel before an earlier one of their connection, which was late or lost.
+
+    Segments that are sent again do not count: a busy machine makes many, as the sender is not told in time.
+    """
+    return tcp_counters(pod)["TCPOFOQueue"]
 
 
-def expect_few_retransmissions(scene: Scene, run: Callable[[], None]) -> None:
-    """Do it again, if need be, until no more than A_HANDFUL of segments were lost and MACHINE_NOISE sent again."""
+def expect_few_overtaken(scene: Scene, run: Callable[[], None]) -> None:
+    """Do it again, if need be, until no more than A_HANDFUL of segments were lost or came too early."""
     seen = []
     for _ in range(ATTEMPTS):
-        before = retransmissions(scene.alice), retransmissions(scene.bob)
+        before = overtaken(scene.alice), overtaken(scene.bob)
         run()
-        again = retransmissions(scene.alice).since(before[0]), retransmissions(scene.bob).since(before[1])
-        if all(one.needed <= A_HANDFUL and one.all <= MACHINE_NOISE for one in again):
+        seen.append((overtaken(scene.alice) - before[0], overtaken(scene.bob) - before[1]))
+        if max(seen[-1]) <= A_HANDFUL:
             return
-        seen.append(again)
     raise AssertionError(seen)
 
 
@@ -173,6 +149,8 @@ def test_a_thousand_connections(scene: Scene) -> None:
         start = [queued(held) for held in pods]
         with scene.server() as server, scene.client(scene.alice, 1000) as client:
             assert client.ask("connect") == {"connected": 1000}
+            # Where we are starved, packets were sent again and wait behind the ones that were answered.
+            wait_until(lambda: not any(held.queue.kernel_counters().waiting for held in pods), "packets wait for ever")
             connected = [queued(held) for held in pods]
             # Three packets of the handshake; "!" and its answer may come before the mark. Where we are starved,
             # packets are repeated and the mark is put off: never for longer than PATIENCE.
@@ -182,23 +160,23 @@ def test_a_thousand_connections(scene: Scene) -> None:
             assert [queued(held) for held in pods] == connected
             assert server.ask("report") == {"served": 1000}
 
-    expect_few_retransmissions(scene, run)
+    expect_few_overtaken(scene, run)
     scene.expect_nothing_amiss()
     assert all(held.queue.kernel_counters().queue_dropped == 0 for held in scene.held)
 
 
-def test_data_right_behind_a_thousand_handshakes(scene: Scene) -> None:
-    """1,000 clients that write 20 kB without waiting for anything. Their data reaches the queue before the mark is
-    there, and keeps its order. (Its 10,000 segments are more than the queue takes, should we be slow: a busy machine
-    loses some to that.)"""
+def test_data_right_behind_the_handshake(scene: Scene) -> None:
+    """500 clients that write 20 kB without waiting for anything. Their data reaches the queue before the mark is there,
+    and keeps its order. The queue takes all that they may send at once, should we be slow: ten segments each."""
 
     def run() -> None:
-        with scene.server() as server, scene.client(scene.alice, 1000) as client:
-            assert client.ask("rush 20000") == {"intact": 1000}
-            assert server.ask("report") == {"served": 1000}
+        with scene.server() as server, scene.client(scene.alice, 500) as client:
+            assert client.ask("rush 20000") == {"intact": 500}
+            assert server.ask("report") == {"served": 500}
 
-    expect_few_retransmissions(scene, run)
+    expect_few_overtaken(scene, run)
     scene.expect_nothing_amiss()
+    assert all(held.queue.kernel_counters().queue_dropped == 0 for held in scene.held)
 
 
 def test_nothing_overtakes_what_waits(scene: Scene) -> None:
@@ -266,7 +244,7 @@ def test_raising_the_epoch_under_load(scene: Scene) -> None:
             assert client.ask("stop") == {"intact": 200}
             assert server.ask("report") == {"served": 200}
 
-    expect_few_retransmissions(scene, run)
+    expect_few_overtaken(scene, run)
     scene.expect_nothing_amiss()
     assert all(held.queue.kernel_counters().queue_dropped == 0 for held in scene.held)
 

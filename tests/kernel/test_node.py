@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ import pytest
 from agent.lab import Lab, LabNamespace, LabPod
 from agent.rules_restore import Variant
 from tests.harness.agent_process import AgentProcess, Configuration, trireme
+from tests.harness.own_node import NodeOfTwo
 from tests.harness.traffic import IP, REFUSAL_S, Server, ask, family_of, open_socket, refused
 from tests.harness.udp_traffic import Echo
 
@@ -37,21 +37,10 @@ spec: {podSelector: {matchLabels: {app: server}}, ingress: [%s]}
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Network:
-    lab: Lab
-    client: LabPod
-    server: LabPod
-
-    @property
-    def node(self) -> LabNamespace:
-        return self.lab.router
-
-
 @pytest.fixture
-def network() -> Iterator[Network]:
+def network() -> Iterator[NodeOfTwo]:
     with Lab("node") as lab:
-        yield Network(lab, lab.add_pod("client"), lab.add_pod("server"))
+        yield NodeOfTwo(lab, lab.add_pod("client"), lab.add_pod("server"))
 
 
 @pytest.fixture(params=["nft", "legacy", "python-iptables"])
@@ -61,7 +50,7 @@ def rules(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def configuration(network: Network, tmp_path: Path, rules: str) -> Iterator[Configuration]:
+def configuration(network: NodeOfTwo, tmp_path: Path, rules: str) -> Iterator[Configuration]:
     configuration = Configuration(tmp_path, str(network.node.path), rules=rules)
     configuration.pod("client", network.client)
     configuration.pod("server", network.server)
@@ -105,7 +94,7 @@ def converses(connection: socket.socket) -> bool:
     return connection.recv(100) == b"still there"
 
 
-def test_the_node_reaches_its_pods_with_the_agent_and_without(network: Network, configuration: Configuration) -> None:
+def test_the_node_reaches_its_pods_with_the_agent_and_without(network: NodeOfTwo, configuration: Configuration) -> None:
     server, node = network.server, network.node
     held = []
     with Echo(server, PORT), AgentProcess(configuration) as agent:
@@ -133,7 +122,7 @@ def test_the_node_reaches_its_pods_with_the_agent_and_without(network: Network, 
 
 
 def test_what_is_masqueraded_to_the_node_s_address_is_not_the_node(
-    network: Network, configuration: Configuration
+    network: NodeOfTwo, configuration: Configuration
 ) -> None:
     """As through a NodePort: translated, and with the node's address for a source. The client sends 255 itself."""
     service = network.lab.add_service(network.server, port=NODE_PORT, target_port=PORT)

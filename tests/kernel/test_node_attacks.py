@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import ip_address
 
 import pytest
 
-from agent.lab import Lab, LabNamespace, LabPod
+from agent.lab import Lab, LabPod
 from tests.harness.hostile import inject
 from tests.harness.node import Rules
-from tests.harness.own_node import OwnNode, never_forwarded
+from tests.harness.own_node import NodeOfTwo, OwnNode, never_forwarded
 from tests.harness.segments import udp
 from tests.harness.traffic import IP, REFUSAL_S, Server, ask, open_socket
 from tests.harness.udp_traffic import Echo
@@ -24,25 +23,14 @@ NODE_S = "0xc00000"
 """The mark of a connection that the node has opened."""
 
 
-@dataclass(frozen=True, slots=True)
-class Network:
-    lab: Lab
-    client: LabPod
-    server: LabPod
-
-    @property
-    def node(self) -> LabNamespace:
-        return self.lab.router
-
-
 @pytest.fixture
-def network() -> Iterator[Network]:
+def network() -> Iterator[NodeOfTwo]:
     with Lab("nodeatk") as lab:
-        yield Network(lab, lab.add_pod("client"), lab.add_pod("server"))
+        yield NodeOfTwo(lab, lab.add_pod("client"), lab.add_pod("server"))
 
 
 @pytest.fixture
-def own_node(network: Network) -> Iterator[OwnNode]:
+def own_node(network: NodeOfTwo) -> Iterator[OwnNode]:
     with OwnNode(network.node) as own_node:
         yield own_node
 
@@ -77,7 +65,7 @@ def remember(pod: LabPod, protocol: str, source: IP, sport: int, destination: IP
     assert marks(pod, protocol, source.version, "--sport", str(sport)) == [NODE_S]
 
 
-def test_a_pod_that_forges_its_node_s_address(network: Network, own_node: OwnNode, version: int) -> None:
+def test_a_pod_that_forges_its_node_s_address(network: NodeOfTwo, own_node: OwnNode, version: int) -> None:
     address, gateway = address_of(network.server, version), gateway_of(network.server, version)
     own_node.hold(network.server, "server", network.server.addresses, Rules(ingress=()))
     with Echo(network.server, PORT) as echo:
@@ -90,7 +78,7 @@ def test_a_pod_that_forges_its_node_s_address(network: Network, own_node: OwnNod
         assert echo.received == [b"true"]
 
 
-def test_a_stranger_on_ports_that_the_node_has_used(network: Network, own_node: OwnNode, version: int) -> None:
+def test_a_stranger_on_ports_that_the_node_has_used(network: NodeOfTwo, own_node: OwnNode, version: int) -> None:
     """Masqueraded to the node's address and the very port of a connection of the node's."""
     lab, server = network.lab, network.server
     address, gateway = address_of(server, version), gateway_of(server, version)
@@ -116,7 +104,7 @@ def test_a_stranger_on_ports_that_the_node_has_used(network: Network, own_node: 
 
 
 def test_datagrams_of_a_stranger_on_ports_that_the_node_has_used(
-    network: Network, own_node: OwnNode, version: int
+    network: NodeOfTwo, own_node: OwnNode, version: int
 ) -> None:
     server = network.server
     address, gateway = address_of(server, version), gateway_of(server, version)
@@ -133,7 +121,7 @@ def test_datagrams_of_a_stranger_on_ports_that_the_node_has_used(
 
 
 def test_an_error_that_the_node_reports_makes_no_connection_its_own(
-    network: Network, own_node: OwnNode, version: int
+    network: NodeOfTwo, own_node: OwnNode, version: int
 ) -> None:
     """An ICMP error belongs to the connection it tells of: a pod that provokes one must not win that connection."""
     client, nowhere = network.client, "10.77.250.1" if version == 4 else "fd77:250::1"

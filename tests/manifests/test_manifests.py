@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from agent import config
+from agent.kubernetes.readiness import READY_FILE
 from tests.harness.kustomize import MANIFESTS, Object, objects, of_kind, pod_specs, rendered
 
 OVERLAYS = ("psk", "pki", "audit")
@@ -90,7 +91,8 @@ def test_the_signer_has_no_power_over_its_node() -> None:
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_the_agent_outlives_pressure_and_is_updated_one_node_at_a_time(name: str) -> None:
     (daemon_set,) = of_kind(overlay(name), "DaemonSet")
-    assert daemon_set["spec"]["updateStrategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}}
+    beside = {"maxSurge": 1, "maxUnavailable": 0}
+    assert daemon_set["spec"]["updateStrategy"] == {"type": "RollingUpdate", "rollingUpdate": beside}
     spec = daemon_set["spec"]["template"]["spec"]
     assert spec["priorityClassName"] == "system-node-critical"
     assert spec["tolerations"] == [{"operator": "Exists"}]
@@ -103,11 +105,20 @@ def test_the_agent_outlives_pressure_and_is_updated_one_node_at_a_time(name: str
 def test_probes_ask_the_address_that_the_configuration_answers_on(name: str, tmp_path: Path) -> None:
     (container,) = pod_specs(overlay(name))["DaemonSet/trireme-agent"]["containers"]
     loaded = configuration(name, tmp_path)
-    probes = [container[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")]
+    probes = [container[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe")]
     assert {(probe["host"], probe["port"]) for probe in probes} == {loaded.health}
-    assert [probe["path"] for probe in probes] == ["/livez", "/livez", "/readyz"]
+    assert [probe["path"] for probe in probes] == ["/livez", "/livez"]
     assert loaded.metrics is not None
-    assert {port["containerPort"] for port in container["ports"]} == {loaded.metrics[1]}
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_two_agents_can_be_on_a_node_and_only_their_own_files_say_which_is_ready(name: str) -> None:
+    spec = pod_specs(overlay(name))["DaemonSet/trireme-agent"]
+    (container,) = spec["containers"]
+    assert "ports" not in container, "of two pods of the node's network that name a port the second is never placed"
+    assert container["readinessProbe"]["exec"]["command"] == ["test", "-e", str(READY_FILE)]
+    (volume,) = [mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == str(READY_FILE.parent)]
+    assert [one["emptyDir"]["medium"] for one in spec["volumes"] if one["name"] == volume] == ["Memory"]
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

@@ -112,8 +112,9 @@ def test_an_overlay_takes_the_component(tmp_path: Path) -> None:
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     template = daemon_set["spec"]["template"]
     assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
-    ports = {port["name"] for port in template["spec"]["containers"][0]["ports"]}
-    assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+    (map_,) = [item for item in of_kind(found, "ConfigMap") if "agent.yaml" in item["data"]]
+    metrics = yaml.safe_load(map_["data"]["agent.yaml"])["spec"]["metrics"]
+    assert [str(port["targetPort"]) for port in service["spec"]["ports"]] == [metrics.rpartition(":")[2]]
     assert {item["metadata"]["namespace"] for item in (monitor, service)} == {"trireme-system"}
     dashboards = [item for item in of_kind(found, "ConfigMap") if "grafana_dashboard" in item["metadata"]["labels"]]
     assert [json.loads(item["data"]["trireme.json"])["uid"] for item in dashboards] == ["trireme"]

@@ -52,7 +52,7 @@ def test_known_peer_is_not_verified_again(known: Identities) -> None:
     peers = [known.resolve_untrusted(NOW, 0, client.id, client.assertion) for _ in range(5)]
     assert all(peer is peers[0] for peer in peers)
     assert peers[0].identity.name == "shop/frontend-7d9f8c6b5-x2x4z"
-    assert (Counting.verified, known.hits, known.misses) == (1, 4, 1)
+    assert (Counting.verified, known.known, known.verified, known.refused) == (1, 4, 1, 0)
 
 
 def test_who_was_believed_is_verified_anew_when_keys_changed(known: Identities) -> None:
@@ -84,7 +84,7 @@ def test_failure_leaves_nothing_behind(known: Identities) -> None:
     client, _ = identities()
     bad = client.assertion[:-1] + b"!"
     assert refused(known, NOW, identity_id(bad), bad) is DropReason.BAD_SIGNATURE
-    assert len(known) == 0
+    assert (len(known), known.refused, known.verified) == (0, 1, 0)
     known.resolve_untrusted(NOW, 0, client.id, client.assertion)
 
 

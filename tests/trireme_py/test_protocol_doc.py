@@ -5,36 +5,15 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
-import re
 from pathlib import Path
 from struct import Struct
 
 import pytest
 
+from tests.harness.page import NANOSECONDS, Page, fields
 from trireme_py import endpoint, handshake, server, wire
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "protocol.md"
-TEXT = PAGE.read_text(encoding="utf-8")
-NANOSECONDS = {"s": 1_000_000_000, "ms": 1_000_000}
-
-
-def section(title: str) -> str:
-    """The text between one heading and the next of any level."""
-    found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#|\Z)", TEXT, re.MULTILINE | re.DOTALL)
-    assert found, f"docs/protocol.md has no section {title!r}"
-    return found[1]
-
-
-def rows(title: str) -> list[list[str]]:
-    """The cells of the first table of a section, without its head."""
-    lines = re.findall(r"^\| (.*) \|$", section(title), re.MULTILINE)
-    return [[cell.strip() for cell in line.split("|")] for line in lines if not line.startswith("---")][1:]
-
-
-def fields(layout: Struct) -> list[tuple[int, int]]:
-    """Offset and size of each field of a layout."""
-    sizes = [Struct("!" + code).size for code in re.findall(r"\d*[a-zA-Z]", layout.format)]
-    return [(sum(sizes[:index]), size) for index, size in enumerate(sizes)]
+PAGE = Page("protocol.md")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +26,7 @@ def fields(layout: Struct) -> list[tuple[int, int]]:
     ],
 )
 def test_the_offsets_are_those_of_the_structs(title: str, layout: Struct, with_assertion: bool) -> None:
-    table = rows(title)
+    table = PAGE.rows(title)
     if with_assertion:
         offset, size, _ = table.pop()
         assert (int(offset), size) == (layout.size, "")
@@ -55,7 +34,7 @@ def test_the_offsets_are_those_of_the_structs(title: str, layout: Struct, with_a
 
 
 def test_what_the_macs_cover_is_named_by_its_size() -> None:
-    text = section("Keys and MACs")
+    text = PAGE.section("Keys and MACs")
     syn, before, whole = wire.SYN.size, wire.SYN_ACK_MAC_OFFSET, wire.SYN_ACK.size
     header = wire.HEADER.size
     assert f'"{wire.PERSON_SYN_ACK.decode()}", SYN[0:{syn}] | SYN-ACK[0:{before}])' in text
@@ -65,7 +44,7 @@ def test_what_the_macs_cover_is_named_by_its_size() -> None:
 
 def test_the_state_diagram_is_the_table() -> None:
     begin, end = "<!-- begin: trireme_py.handshake.diagram() -->", "<!-- end: trireme_py.handshake.diagram() -->"
-    drawn = TEXT.partition(begin)[2].partition(end)[0].strip()
+    drawn = PAGE.text.partition(begin)[2].partition(end)[0].strip()
     assert drawn == f"```mermaid\n{handshake.diagram()}\n```", "paste the output of trireme_py.handshake.diagram()"
 
 
@@ -78,14 +57,14 @@ def value_in_code_units(name: str, text: str) -> int:
 
 
 def test_the_limits_are_the_constants() -> None:
-    for constant, value, _ in rows("Timers and limits"):
+    for constant, value, _ in PAGE.rows("Timers and limits"):
         module, _, name = constant.strip("`").partition(".")
         actual = getattr(importlib.import_module(f"trireme_py.{module}"), name)
         assert value_in_code_units(name, value) == actual, constant
 
 
 def test_no_limit_is_left_out() -> None:
-    documented = {row[0].strip("`") for row in rows("Timers and limits")}
+    documented = {row[0].strip("`") for row in PAGE.rows("Timers and limits")}
     for module in (endpoint, server):
         assert module.__file__ is not None
         for node in ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body:
@@ -96,5 +75,5 @@ def test_no_limit_is_left_out() -> None:
 
 
 def test_the_byte_budget_is_what_its_commands_print() -> None:
-    failed, tried = doctest.testfile(str(PAGE), module_relative=False)
+    failed, tried = doctest.testfile(str(PAGE.path), module_relative=False)
     assert (failed, tried > 0) == (0, True)

@@ -10,33 +10,13 @@ from struct import Struct
 
 import pytest
 
+from tests.harness.page import NANOSECONDS, Page, fields
 from trireme_py import datagram_flows, replay, surplus, wire
 from trireme_py.wire import MessageType
 
 ROOT = Path(__file__).parent.parent.parent
-PAGE = ROOT / "docs" / "udp.md"
-TEXT = PAGE.read_text(encoding="utf-8")
-NANOSECONDS = {"s": 1_000_000_000, "ms": 1_000_000}
+PAGE = Page("udp.md")
 MODULES = (datagram_flows, replay)
-
-
-def section(title: str) -> str:
-    """The text between one heading and the next of any level."""
-    found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#|\Z)", TEXT, re.MULTILINE | re.DOTALL)
-    assert found, f"docs/udp.md has no section {title!r}"
-    return found[1]
-
-
-def rows(title: str) -> list[list[str]]:
-    """The cells of the first table of a section, without its head."""
-    lines = re.findall(r"^\| (.*) \|$", section(title), re.MULTILINE)
-    return [[cell.strip() for cell in line.split("|")] for line in lines if not line.startswith("---")][1:]
-
-
-def fields(layout: Struct) -> list[tuple[int, int]]:
-    """Offset and size of each field of a layout."""
-    sizes = [Struct("!" + code).size for code in re.findall(r"\d*[a-zA-Z]", layout.format)]
-    return [(sum(sizes[:index]), size) for index, size in enumerate(sizes)]
 
 
 def milliseconds(nanoseconds: int) -> int:
@@ -54,18 +34,18 @@ def milliseconds(nanoseconds: int) -> int:
     ],
 )
 def test_the_offsets_are_those_of_the_structs(kind: MessageType, layout: Struct, goes_on: bool) -> None:
-    table = rows(kind.name)
+    table = PAGE.rows(kind.name)
     if goes_on:
         offset, size, _ = table.pop()
         assert (int(offset), size) == (layout.size, "")
     assert [(int(offset), int(size)) for offset, size, _ in table] == fields(layout)
-    assert f"Type {kind.value}," in section(kind.name) or f"Type {kind.value}." in section(kind.name)
+    assert f"Type {kind.value}," in PAGE.section(kind.name) or f"Type {kind.value}." in PAGE.section(kind.name)
 
 
 def test_the_surplus_is_the_option_of_the_code() -> None:
-    sizes = [size for _, size, _ in rows("The surplus area, open and sealed")]
+    sizes = [size for _, size, _ in PAGE.rows("The surplus area, open and sealed")]
     assert sizes == ["0 or 1", "2", *(str(size) for _, size in fields(wire.UDP_OPTION)), "", ""]
-    text = section("The surplus area, open and sealed")
+    text = PAGE.section("The surplus area, open and sealed")
     assert f"kind {wire.UDP_OPTION_EXPERIMENT}," in text
     assert f"| {wire.UDP_OPTION_LONG}: the length follows" in text
     assert f"`{wire.EXPERIMENT_ID:04x}`" in text
@@ -73,7 +53,7 @@ def test_the_surplus_is_the_option_of_the_code() -> None:
 
 
 def test_what_the_macs_cover_is_named_by_its_size() -> None:
-    text = re.sub(" +", " ", section("Keys and MACs"))
+    text = re.sub(" +", " ", PAGE.section("Keys and MACs"))
     hello, answer, header = wire.SYN.size, wire.SYN_ACK.size, wire.HEADER.size
     resume = wire.RESUME.size
     assert f'"{wire.PERSON_SYN_ACK.decode()}", HELLO[0:{hello}] | ANSWER[0:{wire.SYN_ACK_MAC_OFFSET}])' in text
@@ -86,7 +66,7 @@ def test_what_the_macs_cover_is_named_by_its_size() -> None:
 
 
 def test_the_limits_are_the_constants_and_none_is_left_out() -> None:
-    documented = {constant.strip("`"): value for constant, value, _ in rows("Timers and limits")}
+    documented = {constant.strip("`"): value for constant, value, _ in PAGE.rows("Timers and limits")}
     constants = {}
     for module in MODULES:
         assert module.__file__ is not None
@@ -105,21 +85,21 @@ def test_the_limits_are_the_constants_and_none_is_left_out() -> None:
 def test_the_prose_says_the_same_times() -> None:
     tables = datagram_flows.DatagramTables()
     asking = milliseconds(datagram_flows.HELLO_INTERVAL_NS) * datagram_flows.HELLOS
-    assert TEXT.count(f"{asking} ms") >= 3
-    held = rows("Who holds what, and for how long")
+    assert PAGE.text.count(f"{asking} ms") >= 3
+    held = PAGE.rows("Who holds what, and for how long")
     seconds = {what.partition(":")[0].split(",")[0]: for_how_long for what, _, for_how_long in held}
     assert seconds["a server that was identified"].startswith(f"{milliseconds(tables.warm.ttl_ns) // 1000} s after")
     assert seconds["a ticket"].startswith(f"{milliseconds(tables.tickets.ttl_ns) // 1000} s after")
     assert tables.tickets.ttl_ns - tables.warm.ttl_ns == 2 * NANOSECONDS["s"]
-    assert "two seconds before the ticket does" in TEXT
+    assert "two seconds before the ticket does" in PAGE.text
 
 
 def test_the_sizes_are_what_its_commands_print() -> None:
-    failed, tried = doctest.testfile(str(PAGE), module_relative=False)
+    failed, tried = doctest.testfile(str(PAGE.path), module_relative=False)
     assert (failed, tried > 0) == (0, True)
 
 
 def test_rule_48_is_quoted_as_it_stands() -> None:
     rule = "ICMP and other protocols without ports match only a rule without `ports`."
-    assert rule in TEXT
+    assert rule in PAGE.text
     assert rule in (ROOT / "policy" / "README.md").read_text(encoding="utf-8")

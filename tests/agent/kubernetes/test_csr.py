@@ -266,6 +266,7 @@ def test_renewal_changes_the_key_and_tells(cluster: Cluster) -> None:
     cluster.enrol(keys)
     assert some_key(keys) != before
     assert told == [BEGIN.timestamp() + 5 * DAY + LIFETIME_S]
+    assert keys.changes == 1
     again = cluster.keys()
     again.wait(threading.Event())
     assert some_key(again) == some_key(keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -199,9 +200,9 @@ def test_policies_outlive_their_namespace_s_deletion_until_it_is_gone(rig: Clust
     # Also past a restart of the agent, which finds the policy deleted.
     rig.end()
     rig.start()
-    (attach,) = [step for step in rig.kernel.take() if step[0] == "attach"]
+    (adopt,) = [step for step in rig.kernel.take() if step[0] == "adopt"]
     assert isolated(rig, max(rig.kernel.policies))
-    assert attach[3] == 1, "the epoch in force goes on: the policy is the same"
+    assert adopt[3] == 1, "the epoch in force goes on: the policy is the same"
     rig.server.delete("namespaces", "shop")
     rig.until(lambda: rig.kernel.steps)
     assert [step[0] for step in rig.kernel.take()] == ["policy"]
@@ -283,7 +284,7 @@ def test_a_burst_is_few_passes(rig: ClusterRig) -> None:
 def test_with_the_api_server_away_a_restarted_agent_goes_on_with_what_was_known(
     rig: ClusterRig, server: ApiStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.kubernetes.source.PATIENCE_S", 0.05)
+    monkeypatch.setattr("agent.kubernetes.source.PATIENCE_S", 1e6)  # who is refused need not wait
     for name in ("a", "b"):
         rig.places.make(f"uid-{name}")
         rig.pod(name)
@@ -297,7 +298,8 @@ def test_with_the_api_server_away_a_restarted_agent_goes_on_with_what_was_known(
     server.__exit__(None, None, None)
     rig.kernel.take()
     rig.start()
-    assert rig.kernel.take() == [("attach", "shop/a", "cni-uid-a", 1), ("attach", "shop/b", "cni-uid-b", 2)]
+    left = [("adopt", "shop/a", "cni-uid-a", 1), ("adopt", "shop/b", "cni-uid-b", 2), ("lay", 1), ("lay", 2)]
+    assert rig.kernel.take() == left
     assert isolated(rig, rig.reconciler.bound["shop/a"])
     assert not isolated(rig, rig.reconciler.bound["shop/b"])
     # `trireme policy --agent` reads the same files.
@@ -320,6 +322,32 @@ def test_with_the_api_server_away_a_restarted_agent_goes_on_with_what_was_known(
         rig.server = again
         rig.until(lambda: rig.reconciler.policies == 0 and rig.kernel.steps)
         assert [step[0] for step in rig.kernel.take()] == ["policy"]
+
+
+def test_an_api_server_that_is_silent_is_waited_for_and_not_for_ever(
+    rig: ClusterRig, server: ApiStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.places.make("uid-a")
+    rig.pod("a")
+    rig.start()
+    rig.end()
+    server.__exit__(None, None, None)
+    rig.kernel.take()
+    monkeypatch.setattr("agent.kubernetes.source.PATIENCE_S", 0.05)
+    with socket.create_server(("127.0.0.1", rig.port)):
+        rig.start()
+        assert rig.kernel.take() == [("adopt", "shop/a", "cni-uid-a", 1), ("lay", 1)]
+
+
+def test_a_pod_has_the_addresses_that_the_runtime_told(rig: ClusterRig) -> None:
+    """Those in the API are of an earlier sandbox until the kubelet has told of the next."""
+    path = rig.places.make("uid-a")
+    rig.pod("a", status={"phase": "Running", "podIPs": [{"ip": "10.77.1.9"}]})
+    rig.places.make("uid-b")
+    rig.pod("b", status={"phase": "Running", "podIPs": [{"ip": "10.77.1.8"}]})
+    rig.places.addresses[path] = (bytes((10, 77, 1, 3)),)
+    rig.start()
+    assert rig.kernel.attached == {"shop/a": (bytes((10, 77, 1, 3)),), "shop/b": (bytes((10, 77, 1, 8)),)}
 
 
 def test_half_of_a_first_state_is_not_gone_on_with(rig: ClusterRig, server: ApiStandIn) -> None:
