@@ -29,7 +29,7 @@ class Mode(Protocol):
         """It is our turn: start what has to run before pods are held; ``closing`` stops it. Raises TriremeError."""
 
     def wake(self) -> None:
-        """Make :meth:`prepare` and :meth:`follow` look whether it is to stop. May be called from a signal handler."""
+        """Make :meth:`prepare` and :meth:`follow` look whether something has changed for them. From any thread."""
 
     def read(self) -> ClusterReading | None:
         """Return what there is in a cluster alone, None elsewhere. May be called from any thread."""

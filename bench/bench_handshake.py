@@ -1,7 +1,7 @@
-"""CPU of one warm handshake in the fast path's engine, both ends, packets in memory.
+"""CPU of one warm handshake, and of one query in UDP, in the fast path's engine, both ends, packets in memory.
 
 Run: python bench/bench_handshake.py [HANDSHAKES]. Prints a line of JSON for each number of other known peers:
-microseconds a handshake and a MAC, and heap allocations in all of them.
+microseconds a handshake, a query and a MAC, and heap allocations in all of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FASTPATH = ROOT / "trireme_py" / "fastpath"
-ENGINE = ("client", "endpoint", "engine", "handover", "mac", "message", "packet", "server", "siphash", "table", "teach")
+ENGINE = (
+    "client", "datagram", "datagram_client", "datagram_server", "endpoint", "engine", "handover", "mac", "message",
+    "packet", "server", "session", "siphash", "surplus", "table", "teach",
+)  # fmt: skip
 PEERS = (10, 10_000)
 WRAPPED = ("malloc", "calloc", "realloc")
 

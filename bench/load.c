@@ -2,7 +2,7 @@
  *
  *   load serve PORT                          greet whoever connects with one octet; answer datagrams; swallow streams
  *   load connect ADDRESS PORT FLIGHT COUNT SECONDS  connections, FLIGHT at a time
- *   load datagrams ADDRESS PORT COUNT LATER  flows one after the other: a first datagram and LATER more, each answered
+ *   load datagrams ADDRESS PORT COUNT LATER  flows from a fresh port, one after the other: a first, a second and LATER more datagrams, each answered
  *   load stream ADDRESS PORT SECONDS         one connection, as much as goes
  *   load flood FILE RATE SECONDS             packets of FILE (length in two octets, then the IPv4 packet), RATE a second
  *
@@ -258,21 +258,24 @@ static bool ask(int fd, struct samples *samples)
 
 static int send_datagrams(const struct peer *peer, size_t count, size_t later)
 {
-    struct samples first = make_samples(count), others = make_samples(count * later);
+    /* The first flow of all meets a peer that is unknown, or was forgotten; the others go on from that. */
+    struct samples cold = make_samples(1), first = make_samples(count), second = make_samples(count), others = make_samples(count * later);
     struct timeval patience = {.tv_sec = PATIENCE_MS / 1000};
     size_t failures = 0;
     for (size_t flow = 0; flow < count; flow++) {
         int fd = socket(peer->address.ss_family, SOCK_DGRAM, 0);
         if (fd < 0 || connect(fd, (const struct sockaddr *)&peer->address, peer->length) != 0) die("connect");
         setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-        if (!ask(fd, &first)) failures++;
+        if (!ask(fd, flow ? &first : &cold) || !ask(fd, &second)) failures++;
         else
             for (size_t index = 0; index < later; index++)
                 if (!ask(fd, &others)) failures++;
         close(fd);
     }
-    printf("{\"flows\": %zu, \"failures\": %zu, ", first.count, failures);
+    printf("{\"flows\": %zu, \"failures\": %zu, ", cold.count + first.count, failures);
+    print_samples("cold", &cold);
     print_samples("first", &first);
+    print_samples("second", &second);
     print_samples("later", &others);
     printf("\"datagrams\": %zu}\n", others.count);
     return 0;

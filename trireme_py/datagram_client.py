@@ -26,10 +26,11 @@ from trireme_py.datagram_messages import (
     decode_confirm_untrusted,
     encode_resume,
 )
-from trireme_py.endpoint import Endpoint, Shared, Turn, drop_held, hold, judge, release_held, unmark
+from trireme_py.endpoint import Acceptance, Endpoint, Shared, Turn, drop_held, hold, judge, release_held, unmark
 from trireme_py.errors import BadPacket
 from trireme_py.flows import Live
-from trireme_py.model import Address, Direction, DropReason, Hook, Instant, Reason, Release, Result, Verdict
+from trireme_py.identities import Peer
+from trireme_py.model import Address, Decision, Direction, DropReason, Hook, Instant, Reason, Release, Result, Verdict
 from trireme_py.packet import Packet
 from trireme_py.relay import check_ends
 from trireme_py.surplus import Datagram, read_datagram_untrusted, room_for, with_message, without_message
@@ -100,12 +101,10 @@ class DatagramClient:
         """Send the datagram with a proof of its own, sealed if nobody but the right server may read it."""
         warm = flow.warm
         assert warm is not None
-        warm.counter += 1
+        counter = warm.counter.take()
         flow.stage = Stage.RESUMED
-        resume = encode_resume(
-            warm.ticket, warm.counter, flow.hello, warm.key, warm.server, warm.client, datagram.payload
-        )
-        flow.resumes[warm.counter] = resume[: wire.RESUME.size]
+        resume = encode_resume(warm.ticket, counter, flow.hello, warm.key, warm.server, warm.client, datagram.payload)
+        flow.resumes[counter] = resume[: wire.RESUME.size]
         return Result(Verdict.PASS, packet=with_message(turn.packet, datagram.payload, resume, sealed=flow.waits))
 
     def _introduce(self, turn: Turn, flow: ClientDatagrams, datagram: Datagram) -> Result:
@@ -222,12 +221,15 @@ class DatagramClient:
         pod.datagrams.warm.pop(self._target(flow))
         self._check_ends(turn, flow, answer.server, answer.client)
         flow.peer, flow.actual = peer, answer.server
-        if not self._judge_server(turn, flow):
+        decision = self._judge_server(turn, flow)
+        if not decision.allowed:
             # Not remembered: behind a Service, the next flow may meet another server.
             self._give_up(turn, flow)
             raise BadPacket(DropReason.POLICY)
-        warm = Warm(peer, flow.local, key, answer.nonce, answer.server, answer.client[0])
+        counter = shared.counter()
+        warm = Warm(peer, flow.local, key, answer.nonce, answer.server, answer.client[0], counter)
         pod.datagrams.warm.put(self._target(flow), warm, turn.now.mono_ns)
+        self._teach(turn, flow, peer, decision)
         flow.answer_fixed = answer.fixed
         flow.proof = messages.encode_ack(hello_fixed, answer.fixed, key, kind=MessageType.PROOF)
         send, release = self._proven(turn, flow)
@@ -259,11 +261,13 @@ class DatagramClient:
         first = not flow.proof
         if first:
             flow.peer, flow.actual = warm.peer, confirm.server
-        if not self._judge_server(turn, flow, announce_allow=first):
+        decision = self._judge_server(turn, flow, announce_allow=first)
+        if not decision.allowed:
             self._give_up(turn, flow)
             raise BadPacket(DropReason.POLICY)
         pod = turn.pod
         pod.datagrams.warm.put(self._target(flow), warm, turn.now.mono_ns)
+        self._teach(turn, flow, warm.peer, decision)
         pod.datagrams.clients.put(flow.key, flow, turn.now.mono_ns)
         flow.confirmed += 1
         if first:
@@ -312,7 +316,7 @@ class DatagramClient:
 
     def _prove(self, turn: Turn, flow: ClientDatagrams, datagram: Datagram) -> Result:
         """The flow goes on after a confirmation: prove it, so that both kernels can take it over."""
-        if not self._judge_server(turn, flow, announce_allow=False):
+        if not self._judge_server(turn, flow, announce_allow=False).allowed:
             self._give_up(turn, flow)
             raise BadPacket(DropReason.POLICY)
         flow.stage = Stage.PROVEN
@@ -333,17 +337,26 @@ class DatagramClient:
             raise BadPacket(DropReason.UNEXPLAINED_TRANSLATION, "nothing shows who translates")
         self._shared.unproven_translations += 1
 
-    def _judge_server(self, turn: Turn, flow: ClientDatagrams, *, announce_allow: bool = True) -> bool:
+    def _judge_server(self, turn: Turn, flow: ClientDatagrams, *, announce_allow: bool = True) -> Decision:
         address, port = flow.actual or self._target(flow)
         identity = flow.peer.identity if flow.peer else None
         return judge(
             self._shared, turn, Direction.EGRESS, flow.key, identity=identity, address=address, port=port,
             proven=identity is not None, announce_allow=announce_allow,
-        ).allowed  # fmt: skip
+        )  # fmt: skip
+
+    def _teach(self, turn: Turn, flow: ClientDatagrams, peer: Peer, decision: Decision) -> None:
+        """The server at the flow's destination is known: flows there may go on from that."""
+        address, port = flow.actual or self._target(flow)
+        lesson = Acceptance(
+            turn.pod.number, Direction.EGRESS, flow.local, peer, address, port, decision, self._target(flow),
+            turn.packet.protocol,
+        )  # fmt: skip
+        self._shared.teach(lesson)
 
     def _accept(self, turn: Turn, flow: ClientDatagrams) -> Result:
         """Mark the flow, whose server is known or need not be, if policy still allows it."""
-        if not self._judge_server(turn, flow, announce_allow=flow.stage is not Stage.PROVEN):
+        if not self._judge_server(turn, flow, announce_allow=flow.stage is not Stage.PROVEN).allowed:
             self._give_up(turn, flow)
             raise BadPacket(DropReason.POLICY)
         flow.stage = Stage.PROVEN

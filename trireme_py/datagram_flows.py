@@ -11,7 +11,7 @@ from trireme_py.flows import BoundedTable, Held, Tuple5
 from trireme_py.identities import LocalIdentity, Peer
 from trireme_py.model import Address
 from trireme_py.packet import Packet
-from trireme_py.replay import ReplayWindow
+from trireme_py.replay import Counter, Counting, ReplayWindow, Window
 
 _MS: Final = 1_000_000
 
@@ -58,7 +58,7 @@ class Warm:
     """The server's own end, as it authenticated it."""
     client: Address
     """Our address as that server saw it."""
-    counter: int = 0
+    counter: Counting = field(default_factory=Counter)
 
 
 @dataclass(slots=True, eq=False)
@@ -70,7 +70,7 @@ class Ticket:
     key: bytes
     server: End
     client: Address
-    window: ReplayWindow = field(default_factory=ReplayWindow)
+    window: Window = field(default_factory=ReplayWindow)
 
 
 @dataclass(slots=True, eq=False)

@@ -8,12 +8,12 @@ from trireme_py import messages, wire
 from trireme_py.assertion import check_validity
 from trireme_py.datagram_flows import HELLO_INTERVAL_NS, DatagramTables, ServerDatagrams, Stage, Ticket
 from trireme_py.datagram_messages import confirmed_ends, decode_resume_untrusted, encode_confirm, resume_mac
-from trireme_py.endpoint import Shared, Turn, drop_held, hold, judge, take_held, unmark
+from trireme_py.endpoint import Acceptance, Shared, Turn, drop_held, hold, judge, take_held, unmark
 from trireme_py.errors import BadPacket
 from trireme_py.flows import Live
 from trireme_py.identities import Peer
 from trireme_py.messages import Ack, Syn
-from trireme_py.model import Direction, DropReason, Identity, Release, Result, Verdict
+from trireme_py.model import Decision, Direction, DropReason, Identity, Release, Result, Verdict
 from trireme_py.packet import Packet
 from trireme_py.surplus import (
     Datagram,
@@ -53,7 +53,7 @@ class DatagramServer:
         peer = shared.identities.resolve_untrusted(turn.now, pod.number, hello.id, hello.assertion)
         if self._was_somebody_else(turn, hello.id):
             return unmark(shared, turn, send=self._again(turn))
-        if waits and not self._judge_client(turn, peer.identity, proven=False, announce_allow=False):
+        if waits and not self._judge_client(turn, peer.identity, proven=False, announce_allow=False).allowed:
             raise BadPacket(DropReason.POLICY)
         if flow is None or not known or not flow.answer:
             flow = self._answer(turn, hello, peer, flow)
@@ -124,7 +124,9 @@ class DatagramServer:
         live = turn.pod.live_datagrams.get(turn.tuple5)
         if datagram.sealed and not datagram.payload:
             return self._consumed()
-        if live is None or live.cut or not self._judge_client(turn, live.identity, proven=True, announce_allow=False):
+        if live is None or live.cut:
+            raise BadPacket(DropReason.REPEATED)
+        if not self._judge_client(turn, live.identity, proven=True, announce_allow=False).allowed:
             raise BadPacket(DropReason.REPEATED)
         return Result(Verdict.PASS, packet=without_message(turn.packet, datagram.payload))
 
@@ -152,11 +154,14 @@ class DatagramServer:
         known = pod.datagrams.servers.get(turn.tuple5)
         first = known is None or known.hello_fixed != resume.hello.fixed
         waits = not self._anybody_may(turn)
-        if not self._judge_client(turn, ticket.peer.identity, proven=True, announce_allow=first):
+        decision = self._judge_client(turn, ticket.peer.identity, proven=True, announce_allow=first)
+        if not decision.allowed:
             raise BadPacket(DropReason.POLICY)
+        if not ticket.window.commit(resume.counter):
+            raise BadPacket(DropReason.REPLAYED)
         passed = Verdict.PASS_CLEAR if self._was_somebody_else(turn, resume.hello.id) else Verdict.PASS
-        ticket.window.commit(resume.counter)
         pod.datagrams.tickets.put(resume.ticket, ticket, turn.now.mono_ns)
+        self._teach(turn, ticket, resume.ticket, decision)
         plain = without_message(turn.packet, datagram.payload)
         if not waits and not resume.hello.flags & wire.ASKS_ANSWER:
             self._remember_live(turn, ticket.peer.identity)  # nobody asks for more
@@ -181,7 +186,7 @@ class DatagramServer:
         """The pod answers on a flow whose datagrams prove themselves one by one: confirm that it is still us."""
         packet = turn.packet
         turn.pod.datagrams.servers.put(flow.key, flow, turn.now.mono_ns)
-        if not self._judge_client(turn, flow.peer.identity, proven=True, announce_allow=False):
+        if not self._judge_client(turn, flow.peer.identity, proven=True, announce_allow=False).allowed:
             raise BadPacket(DropReason.POLICY)
         free = not packet.truncated and not datagram.surplus
         if free and room_for(len(datagram.payload), packet.transport, len(flow.confirm)):
@@ -197,12 +202,15 @@ class DatagramServer:
         self._check_proof(flow, proof)
         first = flow.stage is not Stage.PROVEN
         announce = flow.stage is Stage.HELLO_CONSUMED and not flow.confirm
-        if not self._judge_client(turn, flow.peer.identity, proven=True, announce_allow=announce):
+        decision = self._judge_client(turn, flow.peer.identity, proven=True, announce_allow=announce)
+        if not decision.allowed:
             drop_held(self._shared, pod, flow.held, DropReason.POLICY)
             raise BadPacket(DropReason.POLICY)
         if first and flow.nonce:
-            ticket = Ticket(flow.peer, flow.local, flow.pair_key, (turn.tuple5[1], turn.tuple5[2] or 0), turn.tuple5[3])
+            own, client = (turn.tuple5[1], turn.tuple5[2] or 0), turn.tuple5[3]
+            ticket = Ticket(flow.peer, flow.local, flow.pair_key, own, client, self._shared.window())
             pod.datagrams.tickets.put(flow.nonce, ticket, turn.now.mono_ns)
+            self._teach(turn, ticket, flow.nonce, decision)
         flow.stage = Stage.PROVEN
         self._remember_live(turn, flow.peer.identity)
         pod.datagrams.servers.put(flow.key, flow, turn.now.mono_ns)
@@ -227,7 +235,7 @@ class DatagramServer:
     def net_plain(self, turn: Turn, flow: ServerDatagrams) -> Result:
         """A datagram without a message arrives on a flow that is not proven yet."""
         if flow.stage is Stage.PROVEN:
-            if not self._judge_client(turn, flow.peer.identity, proven=True, announce_allow=False):
+            if not self._judge_client(turn, flow.peer.identity, proven=True, announce_allow=False).allowed:
                 raise BadPacket(DropReason.POLICY)
             self._remember_live(turn, flow.peer.identity)
             return Result(turn.accept)
@@ -271,11 +279,19 @@ class DatagramServer:
             Direction.INGRESS, None, packet.source, packet.protocol, packet.destination_port
         ).allowed
 
-    def _judge_client(self, turn: Turn, identity: Identity | None, *, proven: bool, announce_allow: bool) -> bool:
+    def _judge_client(self, turn: Turn, identity: Identity | None, *, proven: bool, announce_allow: bool) -> Decision:
         return judge(
             self._shared, turn, Direction.INGRESS, turn.tuple5, identity=identity, address=turn.tuple5[3],
             port=turn.tuple5[2], proven=proven, announce_allow=announce_allow,
-        ).allowed  # fmt: skip
+        )  # fmt: skip
+
+    def _teach(self, turn: Turn, ticket: Ticket, name: bytes, decision: Decision) -> None:
+        """The client has proved itself: its flows may go on from that."""
+        lesson = Acceptance(
+            turn.pod.number, Direction.INGRESS, ticket.local, ticket.peer, ticket.client, ticket.server[1], decision,
+            None, turn.packet.protocol, name,
+        )  # fmt: skip
+        self._shared.teach(lesson)
 
     def _remember_live(self, turn: Turn, identity: Identity | None) -> None:
         packet = turn.packet

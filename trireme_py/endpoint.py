@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter as Counts
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -22,6 +22,7 @@ from trireme_py.model import (
     Identity,
     Instant,
     PolicyView,
+    Protocol,
     Reason,
     Release,
     Result,
@@ -29,6 +30,7 @@ from trireme_py.model import (
 )
 from trireme_py.networks import NetworkSet
 from trireme_py.packet import ACK, SEQUENCE_SPACE, SYN, Packet, reset_for
+from trireme_py.replay import Counter, Counting, ReplayWindow, Window
 from trireme_py.surplus import with_message
 
 _SECOND: Final = 1_000_000_000
@@ -142,6 +144,9 @@ class Acceptance:
     decision: Decision
     dialled: tuple[Address, int] | None
     """On egress: the destination as the local pod sees it."""
+    protocol: int = Protocol.TCP
+    ticket: bytes = b""
+    """On ingress, of UDP: what the client may go on from."""
 
 
 def _nobody_learns(_: Acceptance) -> None:
@@ -157,10 +162,10 @@ class Shared:
     entropy: Callable[[int], bytes]
     translate: Translate
     events: list[FlowEvent] = field(default_factory=list)
-    drops: Counter[DropReason] = field(default_factory=Counter)
+    drops: Counts[DropReason] = field(default_factory=Counts)
     unproven_translations: int = 0
     """Servers accepted behind an outside address whose translation this node could not see."""
-    pod_addresses: Counter[Address] = field(default_factory=Counter)
+    pod_addresses: Counts[Address] = field(default_factory=Counts)
     """Addresses of the local pods, whatever the configured ranges say."""
     identified: BoundedTable[tuple[Address, int | None], bool] = field(
         default_factory=lambda: BoundedTable(MAX_IDENTIFIED, IDENTIFIED_NS)
@@ -171,7 +176,11 @@ class Shared:
     orphans: list[tuple[int, Release]] = field(default_factory=list)
     """(endpoint, release) of held packets whose flow had to go."""
     teach: Callable[[Acceptance], None] = _nobody_learns
-    """Told of every identified TCP connection that was accepted (fast.py)."""
+    """Told of every identified connection that was accepted (fast.py)."""
+    counter: Callable[[], Counting] = Counter
+    """Makes what counts the datagrams of one client to one server: others may count by it, too (fast.py)."""
+    window: Callable[[], Window] = ReplayWindow
+    """Makes what the server knows of those counters."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """The C fast path in front of the Python data path (docs/fastpath.md).
 
-The engine in C answers the packets of warm TCP connections. What it does not know it parks: the packet comes here with
-all that the engine knew of its connection, and the Python data path finishes it. What that accepts, this file teaches
-the engine. Nothing here decides anything.
+The engine in C answers the packets of warm TCP connections and UDP flows. What it does not know it parks: the packet
+comes here with all that the engine knew of its connection, and the Python data path finishes it. What that accepts,
+this file teaches the engine. Nothing here decides anything.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import Final, NamedTuple
 
 from trireme_py import _fastpath
 from trireme_py.assertion import CLOCK_SKEW_S
+from trireme_py.datagram_flows import MAX_FLOWS
 from trireme_py.datapath import Caught, Datapath, Gauges
 from trireme_py.endpoint import (
     MAX_HALF_OPEN,
     MAX_LIVE,
+    MAX_LIVE_DATAGRAMS,
     Acceptance,
     DatapathSettings,
     Endpoint,
@@ -25,7 +27,8 @@ from trireme_py.endpoint import (
     tuple_of,
 )
 from trireme_py.errors import BadPacket
-from trireme_py.fast_tables import SUPERSEDED, BareTargets, OwnedSyns, OwnedTable
+from trireme_py.fast_exchanges import Exchanges, session_of
+from trireme_py.fast_tables import SUPERSEDED, BareTargets, LentTable, OwnedSyns, OwnedTable, SilentTargets
 from trireme_py.flows import Tuple5
 from trireme_py.handover import DIRECTIONS, Reader
 from trireme_py.identities import Identities, LocalIdentity, Peer
@@ -38,6 +41,7 @@ from trireme_py.model import (
     Hook,
     Instant,
     PolicyView,
+    Protocol,
     Reason,
     Release,
     Result,
@@ -56,6 +60,8 @@ MAX_POLICIES: Final = 64
 """Policies that live connections may have been accepted under: as many as a pod has epochs (agent/marks.py)."""
 SWEEP_NS: Final = 60_000_000_000
 """How long a token that the engine has let go of is remembered: far longer than a parked packet waits."""
+GRAIN_NS: Final = 100_000_000
+"""How much longer the engine's flows may be remembered, so that many expire by one wake-up."""
 
 _VERDICTS: Final = (Verdict.PASS, Verdict.PASS_CLEAR, Verdict.ACCEPT, Verdict.DROP)
 _PARK: Final = 4
@@ -139,11 +145,11 @@ def _waiting(hook: Hook, packets: Sequence[bytes]) -> list[bool]:
 
 
 class FastDatapath(Datapath):
-    """The data path of all local pods, warm TCP connections in C. As :class:`Datapath`, one thread owns it."""
+    """The data path of all local pods, what is warm in C. As :class:`Datapath`, one thread owns it."""
 
     __slots__ = (
-        "_dropped", "_engine", "_known", "_listening", "_next_number", "_numbers", "_pods", "_swept_ns", "_translate",
-        "_unrecorded",
+        "_dropped", "_engine", "_exchanges", "_known", "_listening", "_next_number", "_numbers", "_pods",
+        "_swept_ns", "_translate", "_unrecorded",
     )  # fmt: skip
 
     def __init__(
@@ -159,6 +165,8 @@ class FastDatapath(Datapath):
         """``seed``: 16 octets of the kernel's CSPRNG; it keeps others from choosing keys that collide in the tables."""
         super().__init__(identities, settings, entropy=entropy, translate=translate, on_failure=on_failure)
         self._shared.teach = self._teach
+        self._exchanges = Exchanges(self._token)
+        self._shared.counter = self._shared.window = self._exchanges.new_session
         self._translate = translate
         self._engine = _fastpath.Engine(seed)
         self._pods: dict[int, _Pod] = {}
@@ -184,12 +192,21 @@ class FastDatapath(Datapath):
     ) -> None:
         super().add_endpoint(endpoint, pod, addresses, identity, policy)
         tables = self._endpoints[endpoint]
-        engine = _fastpath.Endpoint(self._engine, MAX_HALF_OPEN, MAX_LIVE, MAX_PEERS, MAX_VERDICTS, MAX_OWNED)
+        engine = _fastpath.Endpoint(
+            self._engine, MAX_HALF_OPEN, MAX_LIVE, MAX_PEERS, MAX_VERDICTS, MAX_OWNED, MAX_FLOWS, MAX_LIVE_DATAGRAMS
+        )
         tables.clients = OwnedTable(engine, tables.clients)
         tables.live = OwnedTable(engine, tables.live)
         tables.servers = OwnedSyns(engine, tables.servers)
         tables.unanswered = BareTargets(engine, tables.unanswered)
         tables.minds_payload = BareTargets(engine, tables.minds_payload)
+        tables.live_datagrams = OwnedTable(engine, tables.live_datagrams)
+        datagrams = tables.datagrams
+        datagrams.clients = OwnedTable(engine, datagrams.clients)
+        datagrams.servers = OwnedTable(engine, datagrams.servers, foreign=True)
+        datagrams.silent = SilentTargets(engine, datagrams.silent)
+        datagrams.warm = LentTable(datagrams.warm, session_of, lambda target: engine.forget_warm(*target))
+        datagrams.tickets = LentTable(datagrams.tickets, session_of, engine.forget_ticket)
         one = self._pods[endpoint] = _Pod(engine, self._reader(endpoint, tables))
         one.policies[one.policy] = policy
         engine.teach_identity(self._token(identity) if identity else None)
@@ -201,6 +218,7 @@ class FastDatapath(Datapath):
             tables,
             lambda number: known.value if (known := self._known.get(number)) else None,
             lambda number: self._pods[endpoint].policies.get(number, SUPERSEDED),
+            self._exchanges.get,
         )
 
     def engine_endpoint(self, endpoint: int) -> _fastpath.Endpoint:
@@ -210,7 +228,7 @@ class FastDatapath(Datapath):
     def ask_translations_of_python(self, endpoint: int) -> None:
         """Let the engine ask ``translate`` where it meets a translated server: for tests, as the agent asks in C."""
         translate = self._translate
-        self._pods[endpoint].engine.set_translate(lambda *flow: translate(endpoint, 6, *flow))
+        self._pods[endpoint].engine.set_translate(lambda *flow: translate(endpoint, *flow))
 
     def remove_endpoint(self, endpoint: int) -> list[Release]:
         gone = self._pods.get(endpoint)
@@ -219,6 +237,8 @@ class FastDatapath(Datapath):
             last = self.counters(endpoint)
             self._dropped.update(dict(zip(_REASONS, last.drops, strict=True)))
             self._unrecorded.update(_unrecorded(last))
+            gone.engine.teach_identity(None)  # should its queue be served on: it answers nobody any more
+            gone.engine.teach_policy()
             del self._pods[endpoint]
         return super().remove_endpoint(endpoint)
 
@@ -310,11 +330,16 @@ class FastDatapath(Datapath):
             number = pod.numbers[accepted.decision] = len(pod.decisions)
             pod.decisions.append(accepted.decision)
         assert isinstance(accepted.decision.reason, Reason)
+        peer, datagrams = self._token(accepted.peer), accepted.protocol == Protocol.UDP
+        anybody = self._exchanges.teach(accepted, pod.engine, pod.policy, tables) if datagrams else False
+        if anybody is None:
+            return
         pod.engine.teach(
-            self._token(accepted.peer), self._token(accepted.local), DIRECTIONS.index(accepted.direction),
-            _ALLOWED.index(accepted.decision.reason), accepted.port, pod.policy, number, accepted.address, key,
+            peer, self._token(accepted.local), DIRECTIONS.index(accepted.direction),
+            _ALLOWED.index(accepted.decision.reason), accepted.protocol, accepted.port, pod.policy, number,
+            accepted.address, key, anybody,
         )  # fmt: skip
-        target = accepted.dialled
+        target = None if datagrams else accepted.dialled
         if target is not None and not tables.minds_payload.get(target) and not tables.unanswered.get(target):
             pod.engine.teach_target(*target)
 
@@ -344,6 +369,7 @@ class FastDatapath(Datapath):
                 known.unused_since = now.mono_ns
             elif now.mono_ns - known.unused_since >= SWEEP_NS:
                 del self._known[number]
+        self._exchanges.forget_unused(now.mono_ns, SWEEP_NS)
         self._numbers = {name: number for name, number in self._numbers.items() if number in self._known}
 
     def _entropy(self) -> bytes:
@@ -352,8 +378,12 @@ class FastDatapath(Datapath):
     # -- time and reports ---------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> int | None:
-        deadlines = [super().next_deadline(), *(pod.engine.next_deadline() for pod in self._pods.values())]
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+        own = super().next_deadline()
+        engines = [one for pod in self._pods.values() if (one := pod.engine.next_deadline()) is not None]
+        if not engines:
+            return own
+        grained = -(-min(engines) // GRAIN_NS) * GRAIN_NS
+        return grained if own is None else min(own, grained)
 
     def expire(self, now: Instant) -> list[tuple[int, Release]]:
         for pod in self._pods.values():
@@ -366,7 +396,7 @@ class FastDatapath(Datapath):
 
     def forget_dead(self, endpoint: int, living: set[Tuple5]) -> int:
         engine = self._pods[endpoint].engine
-        dead = sum(engine.forget(*tuple5[1:]) for tuple5 in engine.remembered() if tuple5 not in living)
+        dead = sum(engine.forget(*tuple5) for tuple5 in engine.remembered() if tuple5 not in living)
         return super().forget_dead(endpoint, living) + dead
 
     def drain_events(self) -> list[FlowEvent]:

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from heapq import heappop, heappush
 from typing import Final, TypeVar
 
 from trireme_py import _fastpath
 from trireme_py.flows import BoundedTable, Tuple5
-from trireme_py.model import Address, Decision, Direction, Identity
+from trireme_py.model import Address, Decision, Direction, Identity, Protocol
 
+K = TypeVar("K")
 V = TypeVar("V")
 
 
 class OwnedTable(BoundedTable[Tuple5, V]):
-    """Connections that Python remembers: the engine leaves them alone."""
+    """Connections that Python remembers: the engine leaves them alone.
 
-    __slots__ = ("_engine",)
+    ``foreign``: somebody outside can fill the table, so that the engine thinks no better of their packets.
+    """
 
-    def __init__(self, engine: _fastpath.Endpoint, like: BoundedTable[Tuple5, V]) -> None:
+    __slots__ = ("_engine", "_foreign")
+
+    def __init__(self, engine: _fastpath.Endpoint, like: BoundedTable[Tuple5, V], *, foreign: bool = False) -> None:
         super().__init__(like.limit, like.ttl_ns)
         self._engine = engine
+        self._foreign = foreign
 
     def entered(self, key: Tuple5) -> None:
-        self._engine.own(key[1], key[2] or 0, key[3], key[4] or 0)
+        protocol, own, own_port, other, other_port = key
+        if protocol in _CONNECTED:
+            self._engine.own(protocol, own, own_port or 0, other, other_port or 0, 0, self._foreign)
 
     def left(self, key: Tuple5) -> None:
-        self._engine.disown(key[1], key[2] or 0, key[3], key[4] or 0)
+        protocol, own, own_port, other, other_port = key
+        if protocol in _CONNECTED:
+            self._engine.disown(protocol, own, own_port or 0, other, other_port or 0, 0, self._foreign)
 
 
 class OwnedSyns(BoundedTable[tuple[Address, int, int], V]):
@@ -37,10 +48,10 @@ class OwnedSyns(BoundedTable[tuple[Address, int, int], V]):
         self._engine = engine
 
     def entered(self, key: tuple[Address, int, int]) -> None:
-        self._engine.own(b"", 0, *key)
+        self._engine.own(Protocol.TCP, b"", 0, *key)
 
     def left(self, key: tuple[Address, int, int]) -> None:
-        self._engine.disown(b"", 0, *key)
+        self._engine.disown(Protocol.TCP, b"", 0, *key)
 
 
 class BareTargets(BoundedTable[tuple[Address, int | None], bool]):
@@ -54,6 +65,74 @@ class BareTargets(BoundedTable[tuple[Address, int | None], bool]):
 
     def entered(self, key: tuple[Address, int | None]) -> None:
         self._engine.forget_target(key[0], key[1] or 0)
+
+
+class SilentTargets(BoundedTable[tuple[Address, int], bool]):
+    """Destinations that are not asked for a while: the engine forgets that one has answered."""
+
+    __slots__ = ("_engine",)
+
+    def __init__(self, engine: _fastpath.Endpoint, like: BoundedTable[tuple[Address, int], bool]) -> None:
+        super().__init__(like.limit, like.ttl_ns)
+        self._engine = engine
+
+    def entered(self, key: tuple[Address, int]) -> None:
+        self._engine.forget_warm(*key)
+
+
+class LentTable(BoundedTable[K, V]):
+    """Exchanges that flows go on from, on either side: what the engine has used lives on.
+
+    :param session: what the engine counts by, of a value
+    :param forget: has the engine forget the value under a key
+    """
+
+    __slots__ = ("_due", "_forget", "_order", "_session")
+
+    def __init__(
+        self, like: BoundedTable[K, V], session: Callable[[V], _fastpath.Session], forget: Callable[[K], None]
+    ) -> None:
+        super().__init__(like.limit, like.ttl_ns)
+        self._session = session
+        self._forget = forget
+        self._due: list[tuple[int, int, K]] = []
+        """A heap: when to look at a key again, and an order among those. At least one for each key that is there."""
+        self._order = 0
+
+    def put(self, key: K, value: V, mono_ns: int) -> V | None:
+        before = self.get(key)
+        if before is not None and before is not value:
+            self._forget(key)
+        self._session(value).touch(mono_ns)
+        evicted = super().put(key, value, mono_ns)
+        if before is None:
+            self._look_again(key, mono_ns + self.ttl_ns)
+        return evicted
+
+    def left(self, key: K) -> None:
+        self._forget(key)
+
+    def next_deadline(self) -> int | None:
+        return self._due[0][0] if self._due else None
+
+    def expire(self, mono_ns: int) -> list[V]:
+        expired = []
+        while self._due and self._due[0][0] <= mono_ns:
+            _, _, key = heappop(self._due)
+            value = self.get(key)
+            if value is None:
+                continue
+            deadline = self._session(value).used() + self.ttl_ns
+            if deadline > mono_ns:
+                self._look_again(key, deadline)
+            else:
+                self.pop(key)
+                expired.append(value)
+        return expired
+
+    def _look_again(self, key: K, deadline: int) -> None:
+        self._order += 1
+        heappush(self._due, (deadline, self._order, key))
 
 
 class _Superseded:
@@ -77,5 +156,8 @@ class _Superseded:
     ) -> Decision:
         raise AssertionError(f"asked about {direction}, {identity}, {address!r}, {protocol}, {port}")
 
+
+_CONNECTED: Final = (Protocol.TCP, Protocol.UDP)
+"""What the engine has connections of."""
 
 SUPERSEDED: Final = _Superseded()

@@ -11,6 +11,7 @@ from struct import Struct
 from typing import Final
 
 from trireme_py import messages, wire
+from trireme_py.datagram_flows import ClientDatagrams, ServerDatagrams, Stage, Ticket, Warm
 from trireme_py.endpoint import Endpoint, Shared
 from trireme_py.flows import ClientFlow, Live, ServerFlow, Tuple5
 from trireme_py.handshake import State
@@ -19,14 +20,16 @@ from trireme_py.messages import from_16
 from trireme_py.model import Direction, Instant, PolicyView, Protocol
 from trireme_py.packet import parse_packet_untrusted
 
-CLIENT, SERVER, LIVE = 1, 2, 3
+CLIENT, SERVER, LIVE, DATAGRAM_CLIENT, DATAGRAM_SERVER = 1, 2, 3, 4, 5
 DIRECTIONS: Final = (Direction.INGRESS, Direction.EGRESS)
 """By the engine's number."""
 
-_HEAD = Struct("!BH16s16sHH")
+_HEAD = Struct("!BHB16s16sHH")
 _CLIENT = Struct("!BIIIIIQ16s96s28s")
 _SERVER = Struct("!BIIII44s16s")
 _LIVE = Struct("!BIIII16sH")
+_DATAGRAM_CLIENT = Struct("!B??IQ16s16sH28sB")
+_DATAGRAM_SERVER = Struct("!B?II44s88s")
 _STATES: Final = {
     1: State.SYN_CREATED,
     2: State.SYN_ACK_CONSUMED,
@@ -35,22 +38,29 @@ _STATES: Final = {
     5: State.SYN_ACK_CREATED,
 }
 
+_STAGES: Final = {1: Stage.RESUMED, 2: Stage.RESUME_CONSUMED, 3: Stage.PROVEN}
+
+Flow = ClientFlow | ServerFlow | ClientDatagrams | ServerDatagrams | tuple[Tuple5, Live]
+"""What the engine can know of a connection; of an accepted one, with its tuple."""
 Known = Callable[[int], "Peer | LocalIdentity | None"]
 """Who a token's number stands for."""
 PolicyOf = Callable[[int], PolicyView]
 """Which policy a number stands for."""
+Lent = Callable[[int], "Warm | Ticket | None"]
+"""Which exchange of a moment ago the engine counts by."""
 
 
 class Reader:
     """Puts the flows of one local pod together again."""
 
-    __slots__ = ("_known", "_pod", "_policy_of", "_shared")
+    __slots__ = ("_known", "_lent", "_pod", "_policy_of", "_shared")
 
-    def __init__(self, shared: Shared, pod: Endpoint, known: Known, policy_of: PolicyOf) -> None:
+    def __init__(self, shared: Shared, pod: Endpoint, known: Known, policy_of: PolicyOf, lent: Lent) -> None:
         self._shared = shared
         self._pod = pod
         self._known = known
         self._policy_of = policy_of
+        self._lent = lent
 
     def adopt(self, octets: bytes, now: Instant) -> None:
         """Put the flows into the pod's tables."""
@@ -62,16 +72,27 @@ class Reader:
                 pod.servers.put(flow.key, flow, now.mono_ns)
                 if flow.server_isn is not None:
                     pod.answered[flow.tuple5] = flow
+            elif isinstance(flow, ClientDatagrams):
+                pod.datagrams.clients.put(flow.key, flow, now.mono_ns)
+            elif isinstance(flow, ServerDatagrams):
+                pod.datagrams.servers.put(flow.key, flow, now.mono_ns)
             else:
-                pod.live.put(flow[0], flow[1], now.mono_ns)
+                table = pod.live if flow[0][0] == Protocol.TCP else pod.live_datagrams
+                table.put(flow[0], flow[1], now.mono_ns)
 
-    def read(self, octets: bytes) -> Iterator[ClientFlow | ServerFlow | tuple[Tuple5, Live]]:
+    def read(self, octets: bytes) -> Iterator[Flow]:
         """Yield each flow; accepted connections with their tuple."""
         while octets:
-            kind, size, own, other, own_port, other_port = _HEAD.unpack_from(octets)
-            tuple5 = (int(Protocol.TCP), from_16(own), own_port, from_16(other), other_port)
-            read = {CLIENT: self._client, SERVER: self._server, LIVE: self._live}[kind]
-            flow = read(tuple5, octets[_HEAD.size : size])
+            kind, size, protocol, own, other, own_port, other_port = _HEAD.unpack_from(octets)
+            tuple5 = (protocol, from_16(own), own_port, from_16(other), other_port)
+            readers: dict[int, Callable[[Tuple5, bytes], Flow | None]] = {
+                CLIENT: self._client,
+                SERVER: self._server,
+                LIVE: self._live,
+                DATAGRAM_CLIENT: self._datagram_client,
+                DATAGRAM_SERVER: self._datagram_server,
+            }
+            flow = readers[kind](tuple5, octets[_HEAD.size : size])
             if flow is not None:
                 yield flow
             octets = octets[size:]
@@ -122,9 +143,40 @@ class Reader:
         if not isinstance(peer, Peer):
             return None
         ingress = DIRECTIONS[direction] is Direction.INGRESS
-        return tuple5, Live(
-            DIRECTIONS[direction], peer.identity, from_16(address), port, self._policy_of(policy), isn,
-            server_isn if ingress else None,
+        live = Live(DIRECTIONS[direction], peer.identity, from_16(address), port, self._policy_of(policy))
+        if tuple5[0] == Protocol.TCP:
+            live.isn, live.server_isn = isn, server_isn if ingress else None
+        return tuple5, live
+
+    def _datagram_client(self, tuple5: Tuple5, octets: bytes) -> ClientDatagrams | None:
+        stage, waits, confirmed, session, began_ns, nonce, actual, port, proof, count = _DATAGRAM_CLIENT.unpack_from(
+            octets
+        )
+        warm = self._lent(session)
+        if not isinstance(warm, Warm):
+            return None
+        rest = octets[_DATAGRAM_CLIENT.size :]
+        resumes = [rest[at : at + wire.RESUME.size] for at in range(0, count * wire.RESUME.size, wire.RESUME.size)]
+        (first,) = _packets(rest[count * wire.RESUME.size :])
+        hello = messages.encode_syn(
+            warm.local.id, nonce, warm.local.assertion, kind=wire.MessageType.HELLO,
+            flags=wire.ASKS_ANSWER if waits else 0,
+        )  # fmt: skip
+        flow = ClientDatagrams(
+            tuple5, warm.local, hello, parse_packet_untrusted(first), waits, _STAGES[stage], began_ns, warm=warm
+        )
+        flow.resumes = {wire.RESUME.unpack(resume)[2]: resume for resume in resumes}
+        if confirmed:
+            flow.confirmed, flow.peer, flow.actual, flow.proof = 1, warm.peer, (from_16(actual), port), proof
+        return flow
+
+    def _datagram_server(self, tuple5: Tuple5, octets: bytes) -> ServerDatagrams | None:
+        stage, waits, session, request, hello_fixed, confirm = _DATAGRAM_SERVER.unpack_from(octets)
+        ticket = self._lent(session)
+        if not isinstance(ticket, Ticket):
+            return None
+        return ServerDatagrams(
+            tuple5, _STAGES[stage], hello_fixed, ticket.peer, ticket.local, ticket.key, waits, request, confirm=confirm
         )  # fmt: skip
 
 

@@ -5,6 +5,7 @@
 
 #include "octets.h"
 #include "packet.h"
+#include "surplus.h"
 #include "teach.h"
 
 enum { PODS = 2, WIRE = 4, LARGEST = 1500 };
@@ -95,6 +96,58 @@ static void kernel_sends(struct scene *scene, int pod)
     remember(scene, data, size);
 }
 
+/* The same for UDP: its checksum there or not, and options of its own behind it or not. */
+static void kernel_sends_datagram(struct scene *scene, int pod)
+{
+    uint8_t data[200] = {0}, what = next(scene), who = next(scene);
+    bool v6 = what & 0x80, reply = who & 1;
+    uint32_t ip = v6 ? 40 : 20, payload = who >> 4, surplus = (what & 3) == 3 ? 4 : 0, size = ip + 8 + payload + surplus;
+    uint16_t client_port = (uint16_t)(1000 + (who >> 1 & 3)), server_port = 80;
+    uint8_t source[16], destination[16], *udp = data + ip;
+
+    address_of(source, pod, v6);
+    address_of(destination, 1 - pod, v6);
+    if (v6) {
+        data[0] = 0x60;
+        tr_put16(data + 4, (uint16_t)(size - ip));
+        data[6] = TR_UDP;
+        memcpy(data + 8, source, 16);
+        memcpy(data + 24, destination, 16);
+    } else {
+        data[0] = 0x45;
+        tr_put16(data + 2, (uint16_t)size);
+        data[9] = TR_UDP;
+        memcpy(data + 12, source + 12, 4);
+        memcpy(data + 16, destination + 12, 4);
+    }
+    tr_put16(udp, reply ? server_port : client_port);
+    tr_put16(udp + 2, reply ? client_port : server_port);
+    tr_put16(udp + 4, (uint16_t)(8 + payload));
+    memset(udp + 8, what, payload);
+    if (what & 4)
+        tr_packet_complete_sum(data, size);
+    remember(scene, data, size);
+}
+
+/* Have the sum over a whole UDP packet be right, by the checksum of its surplus. */
+static void mend_surplus(struct wire *wire)
+{
+    struct tr_view view;
+    enum tr_reason reason;
+    uint32_t octets, at;
+    uint8_t *udp;
+
+    if (!tr_parse_untrusted(&view, wire->data, wire->size, &reason) || view.protocol != TR_UDP || view.captured < view.length)
+        return;
+    octets = view.length - view.transport;
+    udp = wire->data + view.transport;
+    at = (tr_get16(udp + 4) + 1u) & ~1u;
+    if (at < 8 || at + 2 > octets)
+        return;
+    tr_put16(udp + at, 0);
+    tr_put16(udp + at, (uint16_t)~tr_sum_fold(tr_sum(tr_sum_pseudo_header(&view, octets), udp, octets)));
+}
+
 /* Change the newest packet on the wire; its sum is made right again or not. */
 static void meddle(struct scene *scene)
 {
@@ -108,7 +161,9 @@ static void meddle(struct scene *scene)
         wire->data[(at + i) % wire->size] ^= next(scene);
     if (how & 4)
         wire->size -= at % wire->size;
-    if (how & 8)
+    if (how & 16)
+        mend_surplus(wire);
+    else if (how & 8)
         tr_packet_complete_sum(wire->data, wire->size);
 }
 
@@ -161,7 +216,7 @@ static void meet(struct scene *scene, int pod, enum tr_hook hook)
 static void teach(struct scene *scene, int pod)
 {
     uint8_t how = next(scene);
-    struct tr_lesson lesson = {.direction = how & 1, .reason = how >> 1 & 3, .port = 80, .policy = scene->policy[pod], .key = "pair key"};
+    struct tr_lesson lesson = {.direction = how & 1, .reason = how >> 1 & 3, .protocol = TR_TCP, .port = 80, .policy = scene->policy[pod], .key = "pair key"};
     const struct tr_token *own = scene->tokens[2 * pod + scene->identity[pod]];
     struct tr_token *peer = scene->tokens[2 * (1 - pod) + (how >> 3 & 1)];
     struct tr_end end = {.port = 80};
@@ -173,6 +228,38 @@ static void teach(struct scene *scene, int pod)
         tr_forget_target(scene->pods[pod], &end);
     else
         tr_teach_target(scene->pods[pod], &end);
+}
+
+/* Teach what UDP flows may go on from, or forget it. Both pods know one ticket by the same key; their counters may begin anew. */
+static void teach_exchange(struct scene *scene, int pod)
+{
+    static const uint8_t name[TR_NONCE_SIZE] = "the only ticket";
+    uint8_t how = next(scene);
+    bool v6 = how & 0x80, egress = how & 1;
+    struct tr_lesson lesson = {.direction = egress, .protocol = TR_UDP, .port = 80, .policy = scene->policy[pod], .anybody = how & 2, .key = "pair key"};
+    struct tr_exchange exchange = {.local = scene->tokens[2 * pod + scene->identity[pod]],
+                                   .peer = scene->tokens[2 * (1 - pod) + (how >> 3 & 1)],
+                                   .key = "pair key", .server = {.port = 80}, .not_before = 1, .not_after = 1e9 + 1e6};
+    struct tr_session *session = tr_session_new(1);
+    struct tr_end dialled = {.port = 80};
+
+    memcpy(exchange.ticket, name, sizeof name);
+    address_of(lesson.address, 1 - pod, v6);
+    address_of(dialled.address, 1 - pod, v6);
+    address_of(exchange.server.address, egress ? 1 - pod : pod, v6);
+    address_of(exchange.client, egress ? pod : 1 - pod, v6);
+    if (!session)
+        abort();
+    tr_session_touch(session, scene->now.mono_ns);
+    if (how & 0x40)
+        egress ? tr_forget_warm(scene->pods[pod], &dialled) : tr_forget_ticket(scene->pods[pod], name);
+    else if (egress)
+        tr_teach_warm(scene->pods[pod], &dialled, session, &exchange, scene->policy[pod], how & 4);
+    else
+        tr_teach_ticket(scene->pods[pod], session, &exchange);
+    if (!(how & 0x20))
+        tr_teach(scene->pods[pod], exchange.peer, exchange.local, &lesson);
+    tr_session_release(session);
 }
 
 static void take(struct scene *scene, int pod)
@@ -204,7 +291,7 @@ static void step(struct scene *scene)
 
     switch (what >> 1 & 15) {
     case 0: case 1: case 2:
-        kernel_sends(scene, pod);
+        what & 0x20 ? kernel_sends_datagram(scene, pod) : kernel_sends(scene, pod);
         break;
     case 3: case 4: case 5:
         meet(scene, pod, TR_NETWORK);
@@ -216,7 +303,7 @@ static void step(struct scene *scene)
         meddle(scene);
         break;
     case 10:
-        teach(scene, pod);
+        what & 0x20 ? teach_exchange(scene, pod) : teach(scene, pod);
         break;
     case 11:
         tr_engine_add_entropy(scene->pods[pod], nonces, what >> 5 & 3);
@@ -242,7 +329,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const struct tr_sizes sizes = {4, 4, 2, 4, 8};
+    static const struct tr_sizes sizes = {4, 4, 2, 4, 8, 4, 4};
     static const uint8_t seed[16] = {7};
     struct scene scene = {.at = data, .left = size, .now = {1000000000, 1e9}};
 

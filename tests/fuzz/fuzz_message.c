@@ -4,6 +4,37 @@
 
 #include "message.h"
 
+static void look_at_datagram_messages(struct tr_mac *mac, const uint8_t *data, uint32_t size)
+{
+    const struct tr_part payload = {"a question", 10};
+    uint8_t key[TR_KEY_SIZE] = {1}, fixed[TR_RESUME_FIXED], confirm[TR_CONFIRM], proof[TR_PROOF];
+    struct tr_end server, client;
+    const struct tr_resume_ends ends = {&server, client.address};
+    struct tr_message_view view;
+    struct tr_resume_view resume;
+
+    memset(&server, 3, sizeof server);
+    memset(&client, 4, sizeof client);
+    if (tr_read_resume_untrusted(&resume, data, size)) {
+        if (resume.fixed != data || resume.hello.assertion + resume.hello.assertion_size != data + size)
+            abort();
+        if (!tr_write_resume(mac, fixed, resume.ticket, resume.counter, resume.hello.fixed, resume.hello.assertion_size, key, &ends, &payload))
+            abort();
+        fixed[6] = resume.fixed[6];
+        if (memcmp(fixed, resume.fixed, TR_RESUME_MAC) != 0)
+            abort();
+        if (!tr_write_confirm(mac, confirm, fixed, resume.hello.fixed, &server, &client, key) ||
+            !tr_confirm_is_proven(mac, confirm, fixed, resume.hello.fixed, key) ||
+            !tr_write_datagram_proof(mac, proof, key, resume.hello.fixed, confirm) ||
+            !tr_datagram_proof_is_right(mac, proof, key, resume.hello.fixed, confirm))
+            abort();
+    }
+    if (tr_read_message_untrusted(&view, TR_MESSAGE_CONFIRM, data, size) && (size != TR_CONFIRM || view.assertion_size))
+        abort();
+    if (tr_read_message_untrusted(&view, TR_MESSAGE_PROOF, data, size) && (size != TR_PROOF || view.assertion_size))
+        abort();
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -43,6 +74,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                 abort();
         }
     }
+    look_at_datagram_messages(mac, copy, (uint32_t)size);
     free(copy);
     return 0;
 }

@@ -1,8 +1,45 @@
-/* The packet view, on any octets: parse, look at it, rewrite it, sum it. */
+/* The packet view, on any octets: parse, look at it, rewrite it, sum it; and the surplus of UDP. */
 #include <stdlib.h>
 #include <string.h>
 
+#include "octets.h"
 #include "packet.h"
+#include "surplus.h"
+
+/* What is read of a datagram lies within it; a message that is put on is found again, and taken off. */
+static void look_at_datagram(const struct tr_view *view, uint8_t *out, uint32_t room)
+{
+    static const uint8_t message[16] = {0xf7, 'T', 'R', 'M', 1, 8, 1};
+    const struct tr_part part = {message, sizeof message};
+    struct tr_datagram datagram, again;
+    struct tr_view with;
+    enum tr_reason reason;
+    uint32_t length;
+
+    if (!tr_read_datagram_untrusted(&datagram, view, &reason) || view->captured < view->length)
+        return;
+    if (datagram.payload.size + TR_UDP_HEADER + datagram.surplus != view->length - view->transport)
+        abort();
+    if (datagram.message && datagram.message + datagram.message_size > view->data + view->length)
+        abort();
+    for (int sealed = 0; sealed < 2; sealed++) {
+        length = tr_with_message(view, &datagram.payload, &part, 1, sealed, out, room);
+        if (!length)
+            continue;
+        if (length > TR_PATH_MTU || !tr_parse_untrusted(&with, out, length, &reason) || with.length != length ||
+            !tr_read_datagram_untrusted(&again, &with, &reason))
+            abort();
+        if (!again.message || again.sealed != sealed || again.message_size != sizeof message ||
+            memcmp(again.message, message, sizeof message) != 0 || again.payload.size != datagram.payload.size)
+            abort();
+    }
+    length = tr_without_message(view, &datagram.payload, out, room);
+    if (!length || !tr_parse_untrusted(&with, out, length, &reason) || !tr_read_datagram_untrusted(&again, &with, &reason) || again.surplus ||
+        !tr_checksum_is_right(&with))
+        abort();
+    if (tr_without_message(view, &datagram.payload, out, length - 1))
+        abort(); /* there was no room */
+}
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -39,6 +76,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             if (tr_rewrite(&view, 0, NULL, 0, out, view.body - 1))
                 abort(); /* there was no room */
         }
+        if (view.protocol == TR_UDP)
+            look_at_datagram(&view, out, sizeof out);
         tr_packet_complete_sum(copy, (uint32_t)size);
         if (view.protocol == TR_TCP && view.captured == view.length &&
             (!tr_parse_untrusted(&again, copy, (uint32_t)size, &reason) || !tr_checksum_is_right(&again)))

@@ -42,7 +42,7 @@ class ParkEverything:
         return getattr(self._stand_in, attribute)
 
     def engine_endpoint(self, endpoint: int) -> Endpoint:
-        return self._endpoints.setdefault(endpoint, Endpoint(self._engine, 1024, 1024, 1024, 1024, 8192))
+        return self._endpoints.setdefault(endpoint, Endpoint(self._engine, 1024, 1024, 1024, 1024, 8192, 1024, 1024))
 
     def receive_parked(self, now: Instant, endpoint: int, hook: Hook, batch: Sequence[Parked]) -> list[Result]:
         results = self._stand_in.receive(now, endpoint, hook, [Caught(one.ticket, one.data) for one in batch])

@@ -6,9 +6,10 @@ import pytest
 
 from tests.harness import implementation
 
-ON_BOTH = {"test_attacks", "test_exchange", "test_marks", "test_nfqueue"}
+ON_BOTH = {"test_attacks", "test_datagram_cases", "test_exchange", "test_marks", "test_nfqueue"}
 """Modules that run on both unless one is asked for. On the others the two do not differ by what runs only there, and
-kernel tests take minutes."""
+kernel tests take minutes. ``test_udp`` and ``test_udp_attacks`` would take two more: see
+``pytest --impl c``."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

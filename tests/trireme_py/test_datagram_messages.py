@@ -71,8 +71,9 @@ def pair_key() -> bytes:
 
 
 @FAMILIES
-def test_the_flows_are_the_recorded_ones(family: int) -> None:
-    assert list(datagrams(family)) == [read_hex(VECTORS / f"udp_{name}_ipv{family}.dump") for name in NAMES]
+@pytest.mark.parametrize("fast", [False, True], ids=["python", "c"])
+def test_the_flows_are_the_recorded_ones(family: int, fast: bool) -> None:
+    assert list(datagrams(family, fast=fast)) == [read_hex(VECTORS / f"udp_{name}_ipv{family}.dump") for name in NAMES]
 
 
 @FAMILIES

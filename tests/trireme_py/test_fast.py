@@ -379,7 +379,7 @@ def test_tokens_nobody_uses_are_forgotten_after_a_while(shop: Shop) -> None:
     assert shop.server.authenticator is not None
     shop.server.sweep()
     for tuple5 in datapath.remembered(0):
-        datapath.engine_endpoint(0).forget(*tuple5[1:])  # type: ignore[arg-type]
+        datapath.engine_endpoint(0).forget(*tuple5)  # type: ignore[arg-type]
     datapath.set_identity(0, None)
     shop.world.run(100)
     for _ in range(4):

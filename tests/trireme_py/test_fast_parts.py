@@ -15,7 +15,8 @@ import pytest
 from bench.bench_handshake import build
 from tests.harness.mutations import mutations, truncations
 from tests.harness.segments import ACK, PSH, SYN, icmp, ip, packed, repaired, tcp, udp
-from trireme_py import _fastpath, wire
+from trireme_py import _fastpath, replay, wire
+from trireme_py.datagram_flows import FLOW_NS, HELLO_INTERVAL_NS, HELLOS, WARM_NS, DatagramTables
 from trireme_py.endpoint import HALF_OPEN_NS
 from trireme_py.errors import BadPacket
 from trireme_py.model import DropReason, Protocol, Reason
@@ -128,6 +129,23 @@ def test_constants_are_the_python_core_s() -> None:
     message = (SOURCES / "message.h").read_text(encoding="utf-8")
     sizes = f"TR_SYN_FIXED = {wire.SYN.size}, TR_SYN_ACK_FIXED = {wire.SYN_ACK.size}, TR_SYN_ACK_MAC = "
     assert f"{sizes}{wire.SYN_ACK_MAC_OFFSET}, TR_PROOF = {wire.ACK.size} " in message
+    confirm = f"TR_CONFIRM_COUNTER = {wire.CONFIRM_COUNTER_OFFSET}, TR_CONFIRM_ENDS = {wire.CONFIRM_ENDS_OFFSET}, "
+    sizes = f"TR_RESUME_FIXED = {wire.RESUME.size}, TR_RESUME_MAC = {wire.RESUME_MAC_OFFSET}, TR_CONFIRM = "
+    assert f"{sizes}{wire.CONFIRM.size}, {confirm}TR_CONFIRM_MAC = {wire.CONFIRM_MAC_OFFSET} " in message
+    assert f"TR_ASKS_ANSWER = {wire.ASKS_ANSWER} " in message
+    for kind in re.findall(r"TR_MESSAGE_(\w+) = (\d)", message):
+        assert wire.MessageType[kind[0]] == int(kind[1])
+    assert f"TR_WINDOW = {replay.WINDOW} " in state
+    for name, nanoseconds in (
+        ("FLOW", FLOW_NS),
+        ("TICKET", WARM_NS),
+        ("WARM", DatagramTables().warm.ttl_ns),
+        ("RESUMING", HELLO_INTERVAL_NS * HELLOS),
+    ):
+        assert f"#define TR_{name}_MS {nanoseconds // 10**6}\n" in state
+    surplus = (SOURCES / "surplus.c").read_text(encoding="utf-8")
+    option = f"KIND = {wire.UDP_OPTION_EXPERIMENT}, LONG = {wire.UDP_OPTION_LONG}, EXPERIMENT = {wire.EXPERIMENT_ID:#x}"
+    assert f"OPTION = {wire.UDP_OPTION.size}, {option}, LEAST_MESSAGE = {wire.HEADER.size}, SEAL = 0x5a5a " in surplus
 
 
 def test_a_handshake_allocates_nothing(tmp_path: Path) -> None:

@@ -3,35 +3,52 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trireme_py.replay import WINDOW, ReplayWindow
+from trireme_py._fastpath import Session
+from trireme_py.replay import WINDOW, Counter, ReplayWindow, Window
+
+Make = Callable[[], Window]
 
 
-def offer(window: ReplayWindow, counter: int) -> bool:
+@pytest.fixture(params=[ReplayWindow, lambda: Session(1)], ids=["python", "c"])
+def make(request: pytest.FixtureRequest) -> Make:
+    """The window, as Python has it alone and as it shares it with the engine in C."""
+    made: Make = request.param
+    return made
+
+
+def offer(window: Window, counter: int) -> bool:
     fresh = window.is_fresh(counter)
-    if fresh:
-        window.commit(counter)
+    assert window.commit(counter) == fresh
+    assert not window.commit(counter)
     return fresh
 
 
-def test_counters_begin_at_one() -> None:
-    assert not ReplayWindow().is_fresh(0)
-    assert ReplayWindow().is_fresh(1)
+def test_each_number_is_given_away_once() -> None:
+    for counter in (Counter(), Session(1)):
+        assert [counter.take() for _ in range(3)] == [1, 2, 3]
 
 
-def test_asking_remembers_nothing() -> None:
-    window = ReplayWindow()
+def test_counters_begin_at_one(make: Make) -> None:
+    assert not make().is_fresh(0)
+    assert make().is_fresh(1)
+
+
+def test_asking_remembers_nothing(make: Make) -> None:
+    window = make()
     assert window.is_fresh(7)
     assert window.is_fresh(7)
     window.commit(7)
     assert not window.is_fresh(7)
 
 
-def test_the_edge_of_the_window() -> None:
-    window = ReplayWindow()
+def test_the_edge_of_the_window(make: Make) -> None:
+    window = make()
     window.commit(WINDOW + 10)
     assert not window.is_fresh(10)  # as far behind as the window is long
     assert window.is_fresh(11)
@@ -42,8 +59,8 @@ def test_the_edge_of_the_window() -> None:
     assert window.is_fresh(12)
 
 
-def test_a_jump_forgets_nothing_that_could_be_taken_again() -> None:
-    window = ReplayWindow()
+def test_a_jump_forgets_nothing_that_could_be_taken_again(make: Make) -> None:
+    window = make()
     for counter in (1, 2, 3):
         window.commit(counter)
     far = (1 << 64) - 1
@@ -55,18 +72,18 @@ def test_a_jump_forgets_nothing_that_could_be_taken_again() -> None:
 
 @given(st.lists(st.one_of(st.integers(0, 40), st.integers(0, 5_000), st.integers(0, (1 << 64) - 1)), max_size=200))
 def test_agrees_with_a_set_of_all_that_was_seen(counters: list[int]) -> None:
-    window, seen, highest = ReplayWindow(), set[int](), 0
+    window, session, seen, highest = ReplayWindow(), Session(1), set[int](), 0
     for counter in counters:
         expected = counter > 0 and counter not in seen and counter > highest - WINDOW
-        assert offer(window, counter) == expected
+        assert offer(window, counter) == offer(session, counter) == expected
         if expected:
             seen.add(counter)
             highest = max(highest, counter)
 
 
-def test_every_permutation_within_the_window_arrives_once() -> None:
+def test_every_permutation_within_the_window_arrives_once(make: Make) -> None:
     rng = random.Random(6479)
-    window = ReplayWindow()
+    window = make()
     for block in range(8):
         counters = list(range(1 + block * (WINDOW // 2), 1 + (block + 1) * (WINDOW // 2)))
         rng.shuffle(counters)

@@ -47,7 +47,7 @@ void tr_client_syn(struct tr_turn *turn)
 }
 
 /* Whether the two ends have seen one and the same connection (relay.py), as far as it can be told here. */
-static bool ends_agree(struct tr_turn *turn, const struct tr_end *server, const struct tr_end *client)
+bool tr_ends_agree(struct tr_turn *turn, const struct tr_end *server, const struct tr_end *client)
 {
     const struct tr_tuple *tuple = &turn->tuple;
     struct tr_endpoint *endpoint = turn->endpoint;
@@ -61,7 +61,7 @@ static bool ends_agree(struct tr_turn *turn, const struct tr_end *server, const 
         return true;
     if (!endpoint->translate)
         return false;
-    return endpoint->translate(endpoint->translate_context, turn->view.version, &source, &dialled, &shown) == TR_SHOWN &&
+    return endpoint->translate(endpoint->translate_context, turn->view.version, turn->view.protocol, &source, &dialled, &shown) == TR_SHOWN &&
            memcmp(server, &shown, sizeof shown) == 0;
 }
 
@@ -93,9 +93,9 @@ void tr_client_syn_ack(struct tr_turn *turn)
     if (!peer || flow->local != endpoint->identity || !tr_syn_ack_is_proven(endpoint->mac, peer->keys[TR_EGRESS], flow->syn_fixed, answer.fixed))
         return tr_park(turn, TR_PARK_OWNED);
     tr_read_ends_untrusted(answer.fixed, &server, &client);
-    if (!ends_agree(turn, &server, &client))
+    if (!tr_ends_agree(turn, &server, &client))
         return tr_park(turn, TR_PARK_OWNED);
-    verdict = tr_find_verdict(endpoint, TR_EGRESS, peer->token, server.address, server.port);
+    verdict = tr_find_verdict(endpoint, TR_EGRESS, TR_TCP, peer->token, server.address, server.port);
     length = tr_rewrite(view, view->sequence, NULL, 0, packet->out, packet->room);
     if (!verdict || !length || !tr_write_proof(endpoint->mac, flow->proof, peer->keys[TR_EGRESS], flow->syn_fixed, answer.fixed))
         return tr_park(turn, TR_PARK_OWNED);

@@ -39,7 +39,14 @@ struct tr_endpoint *tr_endpoint_new(struct tr_engine *engine, const struct tr_si
            tr_table_init(&one->owned, sizes->owned, sizeof(struct tr_owned), sizeof(struct tr_tuple), TR_FOREVER) &&
            tr_table_init(&one->peers, sizes->peers, sizeof(struct tr_peer), TR_ID_SIZE, TR_FOREVER) &&
            tr_table_init(&one->verdicts, sizes->verdicts, sizeof(struct tr_verdict_entry), sizeof(struct tr_verdict_key), TR_FOREVER) &&
-           tr_table_init(&one->targets, sizes->verdicts, sizeof(struct tr_target), sizeof(struct tr_end), TR_FOREVER);
+           tr_table_init(&one->targets, sizes->verdicts, sizeof(struct tr_target), sizeof(struct tr_end), TR_FOREVER) &&
+           tr_table_init(&one->datagram_clients, sizes->datagrams, sizeof(struct tr_datagram_client), sizeof(struct tr_tuple),
+                         TR_FLOW_MS * TR_MS) &&
+           tr_table_init(&one->datagram_servers, sizes->datagrams, sizeof(struct tr_datagram_server), sizeof(struct tr_tuple),
+                         TR_FLOW_MS * TR_MS) &&
+           tr_table_init(&one->live_datagrams, sizes->live_datagrams, sizeof(struct tr_live), sizeof(struct tr_tuple), TR_FOREVER) &&
+           tr_table_init(&one->warm, sizes->datagrams, sizeof(struct tr_warm), sizeof(struct tr_end), TR_FOREVER) &&
+           tr_table_init(&one->tickets, sizes->datagrams, sizeof(struct tr_ticket), TR_NONCE_SIZE, TR_FOREVER);
     if (made)
         return one;
     tr_endpoint_free(one);
@@ -48,8 +55,10 @@ struct tr_endpoint *tr_endpoint_new(struct tr_engine *engine, const struct tr_si
 
 void tr_endpoint_free(struct tr_endpoint *endpoint)
 {
-    struct tr_table *tables[] = {&endpoint->clients, &endpoint->servers, &endpoint->syns, &endpoint->live,
-                                 &endpoint->owned, &endpoint->peers, &endpoint->verdicts, &endpoint->targets};
+    struct tr_table *tables[] = {&endpoint->clients, &endpoint->servers,  &endpoint->syns,    &endpoint->live,
+                                 &endpoint->owned,   &endpoint->peers,    &endpoint->verdicts, &endpoint->targets,
+                                 &endpoint->datagram_clients, &endpoint->datagram_servers, &endpoint->live_datagrams,
+                                 &endpoint->warm,    &endpoint->tickets};
     struct tr_event event;
 
     while (endpoint->clients.count)
@@ -58,6 +67,16 @@ void tr_endpoint_free(struct tr_endpoint *endpoint)
         tr_forget_server(endpoint, tr_table_oldest(&endpoint->servers));
     while (endpoint->live.count)
         tr_forget_live(endpoint, tr_table_oldest(&endpoint->live));
+    while (endpoint->datagram_clients.count)
+        tr_forget_datagram_client(endpoint, tr_table_oldest(&endpoint->datagram_clients));
+    while (endpoint->datagram_servers.count)
+        tr_forget_datagram_server(endpoint, tr_table_oldest(&endpoint->datagram_servers));
+    while (endpoint->live_datagrams.count)
+        tr_forget_live(endpoint, tr_table_oldest(&endpoint->live_datagrams));
+    while (endpoint->warm.count)
+        tr_forget_warm(endpoint, &((struct tr_warm *)tr_table_oldest(&endpoint->warm))->dialled);
+    while (endpoint->tickets.count)
+        tr_forget_ticket(endpoint, ((struct tr_ticket *)tr_table_oldest(&endpoint->tickets))->ticket);
     while (tr_take_event(endpoint, &event))
         tr_token_release(event.peer);
     tr_teach_identity(endpoint, NULL);
@@ -98,6 +117,7 @@ void tr_syn_key(struct tr_tuple *key, const uint8_t peer[16], uint16_t port, uin
     memcpy(key->other, peer, 16);
     key->other_port = port;
     key->isn_or_zero = isn;
+    key->protocol = TR_TCP;
 }
 
 struct tr_syn *tr_find_syn(const struct tr_endpoint *endpoint, const struct tr_tuple *key)
@@ -139,7 +159,25 @@ void tr_forget_server(struct tr_endpoint *endpoint, struct tr_server *flow)
 void tr_forget_live(struct tr_endpoint *endpoint, struct tr_live *live)
 {
     tr_token_release(live->peer);
-    tr_table_remove(&endpoint->live, live);
+    tr_table_remove(tr_live_table(endpoint, &live->tuple), live);
+}
+
+void tr_forget_datagram_client(struct tr_endpoint *endpoint, struct tr_datagram_client *flow)
+{
+    tr_session_release(flow->session);
+    tr_table_remove(&endpoint->datagram_clients, flow);
+}
+
+void tr_forget_datagram_server(struct tr_endpoint *endpoint, struct tr_datagram_server *flow)
+{
+    tr_session_release(flow->session);
+    tr_table_remove(&endpoint->datagram_servers, flow);
+}
+
+/* UDP's ports cost nothing and would turn connections out of a common table. */
+struct tr_table *tr_live_table(struct tr_endpoint *endpoint, const struct tr_tuple *tuple)
+{
+    return tuple->protocol == TR_UDP ? &endpoint->live_datagrams : &endpoint->live;
 }
 
 void tr_remember_live(struct tr_turn *turn, const struct tr_tuple *tuple, const struct tr_live *like)
@@ -147,13 +185,14 @@ void tr_remember_live(struct tr_turn *turn, const struct tr_tuple *tuple, const 
     struct tr_endpoint *endpoint = turn->endpoint;
     uint64_t hash = tr_hash(endpoint, tuple, sizeof *tuple);
     struct tr_token *peer = tr_token_keep(like->peer); /* first: it may be the old entry's */
-    struct tr_live *live = tr_table_find(&endpoint->live, hash, tuple);
+    struct tr_table *table = tr_live_table(endpoint, tuple);
+    struct tr_live *live = tr_table_find(table, hash, tuple);
 
     if (live)
         tr_forget_live(endpoint, live);
-    else if (tr_table_full(&endpoint->live))
-        tr_forget_live(endpoint, tr_table_oldest(&endpoint->live));
-    live = tr_table_add(&endpoint->live, hash, tuple, turn->now->mono_ns);
+    else if (tr_table_full(table))
+        tr_forget_live(endpoint, tr_table_oldest(table));
+    live = tr_table_add(table, hash, tuple, turn->now->mono_ns);
     live->direction = like->direction;
     live->port = like->port;
     live->isn = like->isn;
@@ -208,10 +247,16 @@ void tr_engine_add_entropy(struct tr_endpoint *endpoint, const uint8_t *octets, 
 
 uint64_t tr_engine_next_deadline(const struct tr_endpoint *endpoint)
 {
-    const struct tr_link *client = tr_table_oldest(&endpoint->clients), *server = tr_table_oldest(&endpoint->servers);
-    uint64_t deadline = client ? client->deadline : UINT64_MAX;
+    const struct tr_table *tables[] = {&endpoint->clients, &endpoint->servers, &endpoint->datagram_clients, &endpoint->datagram_servers};
+    uint64_t deadline = UINT64_MAX;
 
-    return server && server->deadline < deadline ? server->deadline : deadline;
+    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
+        const struct tr_link *oldest = tr_table_oldest(tables[i]);
+
+        if (oldest && oldest->deadline < deadline)
+            deadline = oldest->deadline;
+    }
+    return deadline;
 }
 
 void tr_engine_expire(struct tr_endpoint *endpoint, uint64_t mono_ns)
@@ -222,6 +267,10 @@ void tr_engine_expire(struct tr_endpoint *endpoint, uint64_t mono_ns)
         tr_forget_client(endpoint, (struct tr_client *)oldest);
     while ((oldest = tr_table_oldest(&endpoint->servers)) && oldest->deadline <= mono_ns)
         tr_forget_server(endpoint, (struct tr_server *)oldest);
+    while ((oldest = tr_table_oldest(&endpoint->datagram_clients)) && oldest->deadline <= mono_ns)
+        tr_forget_datagram_client(endpoint, (struct tr_datagram_client *)oldest);
+    while ((oldest = tr_table_oldest(&endpoint->datagram_servers)) && oldest->deadline <= mono_ns)
+        tr_forget_datagram_server(endpoint, (struct tr_datagram_server *)oldest);
 }
 
 uint32_t tr_engine_events_waiting(const struct tr_endpoint *endpoint)
@@ -239,7 +288,7 @@ void tr_engine_counters(const struct tr_endpoint *endpoint, struct tr_counters *
     *counters = endpoint->counters;
     counters->clients = endpoint->clients.count;
     counters->servers = endpoint->servers.count;
-    counters->live = endpoint->live.count;
+    counters->live = endpoint->live.count + endpoint->live_datagrams.count;
     counters->peers = endpoint->peers.count;
     counters->verdicts = endpoint->verdicts.count;
     counters->owned = endpoint->owned.count;

@@ -54,6 +54,8 @@ static bool names_syn(struct tr_tuple *key, const struct tr_turn *turn)
     bool leaving = turn->packet->hook == TR_APPLICATION;
     uint8_t handshake = view->flags & (TR_SYN | TR_ACK);
 
+    if (view->protocol != TR_TCP)
+        return false;
     if (leaving && (handshake == (TR_SYN | TR_ACK) || view->flags & TR_RST))
         tr_syn_key(key, turn->tuple.other, turn->tuple.other_port, view->acknowledgement - 1);
     else if (!leaving && handshake == TR_SYN)
@@ -63,24 +65,28 @@ static bool names_syn(struct tr_tuple *key, const struct tr_turn *turn)
     return true;
 }
 
-/* Parse, and name the connection: of TCP its own, of an ICMP error that of the packet it quotes. */
-static bool identify_untrusted(struct tr_turn *turn, bool *tcp, enum tr_reason *reason)
+static bool has_connections(uint8_t protocol)
+{
+    return protocol == TR_TCP || protocol == TR_UDP;
+}
+
+/* Parse, and name the connection, if it is one of TCP or UDP: that of the packet, or of the one that an ICMP error quotes. */
+static bool identify_untrusted(struct tr_turn *turn, bool *named, enum tr_reason *reason)
 {
     bool leaving = turn->packet->hook == TR_APPLICATION;
     struct tr_view quoted;
 
-    *tcp = false;
+    *named = false;
     if (!tr_parse_untrusted(&turn->view, turn->packet->data, turn->packet->captured, reason))
         return false;
-    if (turn->view.protocol == TR_TCP) {
-        *tcp = true;
+    if (has_connections(turn->view.protocol)) {
         tr_tuple_of(&turn->tuple, &turn->view, leaving);
-    } else if (tr_parse_quoted_untrusted(&quoted, &turn->view) && quoted.protocol == TR_TCP) {
+    } else if (tr_parse_quoted_untrusted(&quoted, &turn->view) && has_connections(quoted.protocol)) {
         tr_tuple_of(&turn->tuple, &quoted, !leaving);
     } else {
-        memset(&turn->tuple, 0, sizeof turn->tuple);
         return true;
     }
+    *named = true;
     turn->hash = tr_hash(turn->endpoint, &turn->tuple, sizeof turn->tuple);
     return true;
 }
@@ -158,23 +164,25 @@ void tr_engine_receive(struct tr_endpoint *endpoint, const struct tr_packet *pac
     const struct tr_owned *owned;
     enum tr_reason reason;
     struct tr_tuple key;
-    bool tcp;
+    bool named;
 
     *result = (struct tr_result){0};
-    if (!identify_untrusted(&turn, &tcp, &reason))
+    if (!identify_untrusted(&turn, &named, &reason))
         return tr_drop(&turn, reason);
-    if (!tcp)
+    if (!has_connections(turn.view.protocol))
         return tr_park(&turn, odd);
     if (turn.view.flags & TR_SYN && turn.view.flags & (TR_RST | TR_FIN))
         return tr_drop(&turn, TR_MALFORMED_PACKET);
     owned = tr_find_owned(endpoint, &turn.tuple, turn.hash);
     if (!owned && endpoint->owned.count && names_syn(&key, &turn))
         owned = tr_find_owned(endpoint, &key, tr_hash(endpoint, &key, sizeof key));
+    /* In tables and messages these stand for IPv4; on the wire nobody honest has them. */
+    if (!owned && turn.view.version == 6 && (tr_is_v4_mapped(turn.view.source) || tr_is_v4_mapped(turn.view.destination)))
+        return tr_park(&turn, odd);
+    if (turn.view.protocol == TR_UDP)
+        return tr_datagram_receive(&turn, owned);
     if (owned)
         return tr_park(&turn, class_of(&turn, owned));
-    /* In tables and messages these stand for IPv4; on the wire nobody honest has them. */
-    if (turn.view.version == 6 && (tr_is_v4_mapped(turn.view.source) || tr_is_v4_mapped(turn.view.destination)))
-        return tr_park(&turn, odd);
     turn.client = tr_table_find(&endpoint->clients, turn.hash, &turn.tuple);
     turn.server = tr_table_find(&endpoint->servers, turn.hash, &turn.tuple);
     turn.live = tr_table_find(&endpoint->live, turn.hash, &turn.tuple);
@@ -186,16 +194,16 @@ void tr_engine_receive(struct tr_endpoint *endpoint, const struct tr_packet *pac
 
 /* -- the way to Python -- */
 
-/* The tuple of a packet's connection, and the SYN it names; whether it has them. For ICMP errors as for TCP. */
+/* The tuple of a packet's connection, and the SYN it names; whether it has them. For ICMP errors as for TCP and UDP. */
 static bool connection_untrusted(struct tr_turn *turn, bool *has_syn, struct tr_tuple *syn)
 {
     enum tr_reason reason;
-    bool tcp;
+    bool named;
 
     *has_syn = false;
-    if (!identify_untrusted(turn, &tcp, &reason) || (!turn->tuple.own_port && !turn->tuple.other_port && !tcp))
+    if (!identify_untrusted(turn, &named, &reason) || !named)
         return false;
-    *has_syn = tcp && names_syn(syn, turn);
+    *has_syn = names_syn(syn, turn);
     return true;
 }
 

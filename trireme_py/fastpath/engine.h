@@ -1,7 +1,7 @@
 /* The fast path's engine: one packet in, one result out (docs/fastpath.md).
  *
- * It handles the packets of warm TCP connections from SYN to mark: the local identity, the peer, the key between the two and the
- * verdict are all known, and nothing unusual happens. Everything else it parks: the packet goes to the Python data path,
+ * It handles the packets of warm TCP connections from SYN to mark, and of UDP flows that go on from an exchange of a moment ago: the local
+ * identity, the peer, the key between the two and the verdict are all known, and nothing unusual happens. Everything else it parks: the packet goes to the Python data path,
  * with all that the engine knew of its connection, and Python finishes it. What Python accepted it teaches the engine.
  *
  * No I/O, no clock, no randomness, no thread: time and entropy are arguments. Nothing is allocated once an endpoint is
@@ -66,8 +66,8 @@ enum tr_reason {
 /* Why a packet was parked: which queue to Python it belongs in. None of them may push out one of an earlier class. */
 enum tr_park {
     TR_PARK_OWNED,    /* its connection is known, to the engine or to Python, or the pod itself sent it */
-    TR_PARK_KNOWN,    /* a SYN of an identity that is known, but something else is not (or policy refuses it); in its share */
-    TR_PARK_PLAIN,    /* from the network, of no known connection, without a message of ours */
+    TR_PARK_KNOWN,    /* a SYN, or a HELLO of UDP, of an identity that is known, but something else is not (or policy refuses it); in its share */
+    TR_PARK_PLAIN,    /* from the network, of no known connection, without a message of ours; of UDP all others */
     TR_PARK_STRANGER, /* from the network, of no known connection, with a message of somebody unknown, or of one who has had his share */
     TR_PARK_ENTROPY,  /* the pool is empty: fill it (tr_engine_add_entropy) and offer the same packet again */
     TR_PARKS
@@ -83,7 +83,7 @@ struct tr_packet {
     uint32_t captured; /* octets at data; its IP header may say that it has more */
     enum tr_hook hook;
     bool more;    /* a later packet of the same connection waits already (datapath.Turn.more) */
-    bool unsummed; /* the kernel has not filled in the TCP checksum yet (NFQA_SKB_CSUMNOTREADY), or has verified it */
+    bool unsummed; /* the kernel has not filled in the transport checksum yet (NFQA_SKB_CSUMNOTREADY), or has verified it */
     uint8_t *out;  /* where a rewritten packet may be put; must not overlap data */
     uint32_t room; /* at least max(captured, TR_ROOM), or whatever would be rewritten is parked */
 };
@@ -109,7 +109,9 @@ struct tr_sizes {
     uint32_t live;      /* endpoint.MAX_LIVE */
     uint32_t peers;     /* identities known to this pod */
     uint32_t verdicts;
-    uint32_t owned; /* connections that Python owns */
+    uint32_t owned;          /* connections that Python owns */
+    uint32_t datagrams;      /* datagram_flows.MAX_FLOWS, per role; as many servers to go on with, and tickets */
+    uint32_t live_datagrams; /* endpoint.MAX_LIVE_DATAGRAMS */
 };
 struct tr_endpoint *tr_endpoint_new(struct tr_engine *, const struct tr_sizes *);
 void tr_endpoint_free(struct tr_endpoint *); /* wipes its keys */
@@ -165,10 +167,10 @@ struct tr_end {
     uint16_t port;       /* host order */
 };
 enum tr_shown { TR_SHOWN, TR_NO_CONNECTION, TR_CANNOT_TELL };
-/* What the node's conntrack shows of the connection source -> dialled of IP protocol 6: where dialled was translated to (itself, where it was not).
- * Called from tr_engine_receive for a client's SYN-ACK whose server is not the one that was dialled. */
+/* What the node's conntrack shows of the connection source -> dialled of an IP protocol: where dialled was translated to (itself, where it was
+ * not). Called from tr_engine_receive for a SYN-ACK or a CONFIRM whose server is not the one that was dialled. */
 typedef enum tr_shown tr_translate(
-    void *context, uint8_t version, const struct tr_end *source, const struct tr_end *dialled, struct tr_end *shown);
-void tr_engine_set_translate(struct tr_endpoint *, tr_translate *, void *context); /* NULL: such SYN-ACKs are parked */
+    void *context, uint8_t version, uint8_t protocol, const struct tr_end *source, const struct tr_end *dialled, struct tr_end *shown);
+void tr_engine_set_translate(struct tr_endpoint *, tr_translate *, void *context); /* NULL: such packets are parked */
 
 #endif

@@ -1,10 +1,10 @@
 /* The state of a flow as octets, for Python to go on with (fast.py reads them). All numbers are in network order.
  *
- *   kind 1, octets of the record 2, tuple 36 (own 16, other 16, ports 2 each), then by kind */
+ *   kind 1, octets of the record 2, tuple 37 (protocol 1, own 16, other 16, ports 2 each), then by kind */
 #include "octets.h"
 #include "state.h"
 
-enum { KIND_CLIENT = 1, KIND_SERVER = 2, KIND_LIVE = 3 };
+enum { KIND_CLIENT = 1, KIND_SERVER = 2, KIND_LIVE = 3, KIND_DATAGRAM_CLIENT = 4, KIND_DATAGRAM_SERVER = 5 };
 
 struct writer {
     uint8_t *start, *at;
@@ -27,6 +27,12 @@ static void put32(struct writer *w, uint32_t value)
     w->at += 4;
 }
 
+static void put64(struct writer *w, uint64_t value)
+{
+    tr_put64(w->at, value);
+    w->at += 8;
+}
+
 static void put(struct writer *w, const void *octets, size_t size)
 {
     memcpy(w->at, octets, size);
@@ -45,6 +51,7 @@ static struct writer begin(uint8_t *out, uint8_t kind, const struct tr_tuple *tu
 
     put8(&w, kind);
     put16(&w, 0);
+    put8(&w, (uint8_t)tuple->protocol);
     put(&w, tuple->own, 16);
     put(&w, tuple->other, 16);
     put16(&w, tuple->own_port);
@@ -70,8 +77,7 @@ static uint32_t write_client(const struct tr_client *flow, uint8_t *out)
     put32(&w, flow->policy);
     put32(&w, flow->local->number);
     put32(&w, flow->peer ? flow->peer->number : 0);
-    tr_put64(w.at, flow->proven_ns);
-    w.at += 8;
+    put64(&w, flow->proven_ns);
     put(&w, flow->syn_fixed + 28, TR_NONCE_SIZE);
     put(&w, flow->syn_ack_fixed, TR_SYN_ACK_FIXED);
     put(&w, flow->proof, TR_PROOF);
@@ -109,6 +115,62 @@ static uint32_t write_live(const struct tr_live *live, uint8_t *out)
     return finish(&w);
 }
 
+static uint32_t write_datagram_client(const struct tr_datagram_client *flow, uint8_t *out)
+{
+    struct writer w = begin(out, KIND_DATAGRAM_CLIENT, &flow->tuple);
+
+    put8(&w, (uint8_t)flow->stage);
+    put8(&w, flow->waits);
+    put8(&w, flow->confirmed);
+    put32(&w, flow->session->number);
+    put64(&w, flow->began_ns);
+    put(&w, flow->hello_fixed + 28, TR_NONCE_SIZE);
+    put(&w, flow->actual.address, 16);
+    put16(&w, flow->actual.port);
+    put(&w, flow->proof, TR_PROOF);
+    put8(&w, flow->resumes);
+    put(&w, flow->resume, (size_t)flow->resumes * TR_RESUME_FIXED);
+    put_headers(&w, &flow->first);
+    return finish(&w);
+}
+
+static uint32_t write_datagram_server(const struct tr_datagram_server *flow, uint8_t *out)
+{
+    struct writer w = begin(out, KIND_DATAGRAM_SERVER, &flow->tuple);
+
+    put8(&w, (uint8_t)flow->stage);
+    put8(&w, flow->waits);
+    put32(&w, flow->session->number);
+    put32(&w, flow->request);
+    put(&w, flow->hello_fixed, TR_SYN_FIXED);
+    put(&w, flow->confirm, TR_CONFIRM);
+    return finish(&w);
+}
+
+static uint32_t hand_over_datagrams(struct tr_endpoint *endpoint, const struct tr_tuple *tuple, uint8_t *out, bool *known)
+{
+    uint64_t hash = tr_hash(endpoint, tuple, sizeof *tuple);
+    struct tr_datagram_client *client = tr_table_find(&endpoint->datagram_clients, hash, tuple);
+    struct tr_datagram_server *server = tr_table_find(&endpoint->datagram_servers, hash, tuple);
+    struct tr_live *live = tr_table_find(&endpoint->live_datagrams, hash, tuple);
+    uint32_t length = 0;
+
+    *known = client || live;
+    if (client) {
+        length += write_datagram_client(client, out + length);
+        tr_forget_datagram_client(endpoint, client);
+    }
+    if (server) {
+        length += write_datagram_server(server, out + length);
+        tr_forget_datagram_server(endpoint, server);
+    }
+    if (live) {
+        length += write_live(live, out + length);
+        tr_forget_live(endpoint, live);
+    }
+    return length;
+}
+
 uint32_t tr_hand_over_tuple(struct tr_endpoint *endpoint, const struct tr_tuple *tuple, uint8_t *out, bool *known)
 {
     uint64_t hash = tr_hash(endpoint, tuple, sizeof *tuple);
@@ -117,6 +179,8 @@ uint32_t tr_hand_over_tuple(struct tr_endpoint *endpoint, const struct tr_tuple 
     struct tr_live *live = tr_table_find(&endpoint->live, hash, tuple);
     uint32_t length = 0;
 
+    if (tuple->protocol == TR_UDP)
+        return hand_over_datagrams(endpoint, tuple, out, known);
     *known = client || live; /* a half-open connection to the pod may be anybody's */
     if (client) {
         length += write_client(client, out + length);
@@ -133,10 +197,44 @@ uint32_t tr_hand_over_tuple(struct tr_endpoint *endpoint, const struct tr_tuple 
     return length;
 }
 
+/* What is exported, table by table. */
+static uint32_t export_entry(struct tr_endpoint *endpoint, uint32_t table, void *entry, bool forget, uint8_t *out)
+{
+    uint32_t size;
+
+    switch (table) {
+    case 0:
+        size = write_client(entry, out);
+        if (forget)
+            tr_forget_client(endpoint, entry);
+        return size;
+    case 1:
+        size = write_server(entry, out);
+        if (forget)
+            tr_forget_server(endpoint, entry);
+        return size;
+    case 2:
+        size = write_datagram_client(entry, out);
+        if (forget)
+            tr_forget_datagram_client(endpoint, entry);
+        return size;
+    case 3:
+        size = write_datagram_server(entry, out);
+        if (forget)
+            tr_forget_datagram_server(endpoint, entry);
+        return size;
+    default:
+        size = write_live(entry, out);
+        if (forget)
+            tr_forget_live(endpoint, entry);
+        return size;
+    }
+}
+
 uint32_t tr_export(struct tr_endpoint *endpoint, struct tr_cursor *cursor, bool forget, uint8_t out[TR_HANDOVER])
 {
-    const struct tr_table *tables[] = {&endpoint->clients, &endpoint->servers, &endpoint->live};
-    uint32_t size;
+    const struct tr_table *tables[] = {&endpoint->clients,          &endpoint->servers, &endpoint->datagram_clients,
+                                       &endpoint->datagram_servers, &endpoint->live,    &endpoint->live_datagrams};
 
     for (; cursor->table < sizeof tables / sizeof *tables; cursor->table++, cursor->entry = NULL) {
         const struct tr_table *table = tables[cursor->table];
@@ -145,20 +243,7 @@ uint32_t tr_export(struct tr_endpoint *endpoint, struct tr_cursor *cursor, bool 
         if (!entry)
             continue;
         cursor->entry = forget ? NULL : entry;
-        if (cursor->table == 0) {
-            size = write_client(entry, out);
-            if (forget)
-                tr_forget_client(endpoint, entry);
-        } else if (cursor->table == 1) {
-            size = write_server(entry, out);
-            if (forget)
-                tr_forget_server(endpoint, entry);
-        } else {
-            size = write_live(entry, out);
-            if (forget)
-                tr_forget_live(endpoint, entry);
-        }
-        return size;
+        return export_entry(endpoint, cursor->table, entry, forget, out);
     }
     return 0;
 }

@@ -278,7 +278,7 @@ PyMODINIT_FUNC PyInit__fastpath(void)
         return NULL;
     engine_type = tr_module_add_type(module, &engine_spec);
     token_type = tr_module_add_type(module, &token_spec);
-    if (engine_type && token_type && tr_module_add_endpoint(module) == 0 && tr_module_add_io(module) == 0)
+    if (engine_type && token_type && tr_module_add_endpoint(module) == 0 && tr_module_add_session(module) == 0 && tr_module_add_io(module) == 0)
         return module;
     Py_DECREF(module);
     return NULL;

@@ -45,7 +45,8 @@ static PyObject *endpoint_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     PyObject *engine;
 
     (void)kwargs;
-    if (!PyArg_ParseTuple(args, "OIIIII", &engine, &sizes.half_open, &sizes.live, &sizes.peers, &sizes.verdicts, &sizes.owned))
+    if (!PyArg_ParseTuple(args, "OIIIIIII", &engine, &sizes.half_open, &sizes.live, &sizes.peers, &sizes.verdicts, &sizes.owned, &sizes.datagrams,
+                          &sizes.live_datagrams))
         return NULL;
     if (!tr_module_engine(engine))
         return NULL;
@@ -195,88 +196,21 @@ static PyObject *endpoint_counters(PyObject *object, PyObject *unused)
                          c.owned);
 }
 
-/* -- lessons -- */
+/* -- what Python owns -- */
 
-static PyObject *endpoint_teach_policy(PyObject *object, PyObject *unused)
-{
-    uint32_t number;
-
-    (void)unused;
-    LOCKED((struct endpoint_object *)object, number = tr_teach_policy(endpoint));
-    return PyLong_FromUnsignedLong(number);
-}
-
-static PyObject *endpoint_teach_identity(PyObject *object, PyObject *token)
-{
-    struct tr_token *or_none = NULL;
-
-    if (token != Py_None && !(or_none = tr_module_token(token)))
-        return NULL;
-    LOCKED((struct endpoint_object *)object, tr_teach_identity(endpoint, or_none));
-    Py_RETURN_NONE;
-}
-
-static PyObject *endpoint_teach(PyObject *object, PyObject *args)
-{
-    PyObject *peer_object, *local_object;
-    struct tr_token *peer, *local;
-    struct tr_lesson lesson;
-    const char *address, *key;
-    Py_ssize_t address_size, key_size;
-    bool taught;
-
-    if (!PyArg_ParseTuple(args, "OObbHIIy#y#", &peer_object, &local_object, &lesson.direction, &lesson.reason, &lesson.port, &lesson.policy,
-                          &lesson.decision, &address, &address_size, &key, &key_size))
-        return NULL;
-    if (!(peer = tr_module_token(peer_object)) || !(local = tr_module_token(local_object)))
-        return NULL;
-    if (tr_module_read_address(lesson.address, address, address_size) < 0 || tr_module_wants(key_size, TR_KEY_SIZE, "pair key") < 0)
-        return NULL;
-    memcpy(lesson.key, key, TR_KEY_SIZE);
-    LOCKED((struct endpoint_object *)object, taught = tr_teach(endpoint, peer, local, &lesson));
-    explicit_bzero(&lesson, sizeof lesson);
-    return PyBool_FromLong(taught);
-}
-
-static int read_end(PyObject *args, struct tr_end *end)
-{
-    const char *address;
-    Py_ssize_t size;
-
-    return PyArg_ParseTuple(args, "y#H", &address, &size, &end->port) ? tr_module_read_address(end->address, address, size) : -1;
-}
-
-static PyObject *endpoint_teach_target(PyObject *object, PyObject *args)
-{
-    struct tr_end end;
-
-    if (read_end(args, &end) < 0)
-        return NULL;
-    LOCKED((struct endpoint_object *)object, tr_teach_target(endpoint, &end));
-    Py_RETURN_NONE;
-}
-
-static PyObject *endpoint_forget_target(PyObject *object, PyObject *args)
-{
-    struct tr_end end;
-
-    if (read_end(args, &end) < 0)
-        return NULL;
-    LOCKED((struct endpoint_object *)object, tr_forget_target(endpoint, &end));
-    Py_RETURN_NONE;
-}
-
-/* own address, own port, other address, other port, and a SYN's number where that is meant */
-static int read_tuple(PyObject *args, struct tr_tuple *tuple)
+/* protocol, own address, own port, other address, other port, and a SYN's number where that is meant, and `foreign` */
+static int read_tuple(PyObject *args, struct tr_tuple *tuple, bool *foreign)
 {
     const char *own, *other;
     Py_ssize_t own_size, other_size;
     unsigned int isn = 0;
+    int flag = 0;
 
     memset(tuple, 0, sizeof *tuple);
-    if (!PyArg_ParseTuple(args, "y#Hy#H|I", &own, &own_size, &tuple->own_port, &other, &other_size, &tuple->other_port, &isn))
+    if (!PyArg_ParseTuple(args, "Iy#Hy#H|Ip", &tuple->protocol, &own, &own_size, &tuple->own_port, &other, &other_size, &tuple->other_port, &isn, &flag))
         return -1;
     tuple->isn_or_zero = isn;
+    *foreign = flag;
     /* No own address: a SYN of that peer, to whichever port. */
     if (own_size && tr_module_read_address(tuple->own, own, own_size) < 0)
         return -1;
@@ -286,20 +220,22 @@ static int read_tuple(PyObject *args, struct tr_tuple *tuple)
 static PyObject *endpoint_own(PyObject *object, PyObject *args)
 {
     struct tr_tuple tuple;
+    bool foreign;
 
-    if (read_tuple(args, &tuple) < 0)
+    if (read_tuple(args, &tuple, &foreign) < 0)
         return NULL;
-    LOCKED((struct endpoint_object *)object, tr_own(endpoint, &tuple));
+    LOCKED((struct endpoint_object *)object, tr_own(endpoint, &tuple, foreign));
     Py_RETURN_NONE;
 }
 
 static PyObject *endpoint_disown(PyObject *object, PyObject *args)
 {
     struct tr_tuple tuple;
+    bool foreign;
 
-    if (read_tuple(args, &tuple) < 0)
+    if (read_tuple(args, &tuple, &foreign) < 0)
         return NULL;
-    LOCKED((struct endpoint_object *)object, tr_disown(endpoint, &tuple));
+    LOCKED((struct endpoint_object *)object, tr_disown(endpoint, &tuple, foreign));
     Py_RETURN_NONE;
 }
 
@@ -307,7 +243,7 @@ static PyObject *endpoint_disown(PyObject *object, PyObject *args)
 
 static PyObject *tuple_object(const struct tr_tuple *tuple)
 {
-    return Py_BuildValue("iNiNi", TR_TCP, tr_module_address(tuple->own), tuple->own_port, tr_module_address(tuple->other), tuple->other_port);
+    return Py_BuildValue("INiNi", tuple->protocol, tr_module_address(tuple->own), tuple->own_port, tr_module_address(tuple->other), tuple->other_port);
 }
 
 static PyObject *endpoint_remembered(PyObject *object, PyObject *unused)
@@ -337,9 +273,9 @@ static PyObject *endpoint_remembered(PyObject *object, PyObject *unused)
 static PyObject *endpoint_forget(PyObject *object, PyObject *args)
 {
     struct tr_tuple tuple;
-    bool was_there;
+    bool was_there, foreign;
 
-    if (read_tuple(args, &tuple) < 0)
+    if (read_tuple(args, &tuple, &foreign) < 0)
         return NULL;
     LOCKED((struct endpoint_object *)object, was_there = tr_live_forget(endpoint, &tuple));
     return PyBool_FromLong(was_there);
@@ -395,17 +331,17 @@ static PyObject *endpoint_export(PyObject *object, PyObject *flag)
 
 /* -- translation -- */
 
-static enum tr_shown ask_python(void *context, uint8_t version, const struct tr_end *source, const struct tr_end *dialled, struct tr_end *shown)
+static enum tr_shown ask_python(void *context, uint8_t version, uint8_t protocol, const struct tr_end *source, const struct tr_end *dialled, struct tr_end *shown)
 {
     PyGILState_STATE state = PyGILState_Ensure();
     enum tr_shown answer = TR_CANNOT_TELL;
-    PyObject *said = PyObject_CallFunction(context, "NiNi", tr_module_address(source->address), (int)source->port,
+    PyObject *said = PyObject_CallFunction(context, "iNiNi", (int)protocol, tr_module_address(source->address), (int)source->port,
                                            tr_module_address(dialled->address), (int)dialled->port);
 
     (void)version;
     if (said == Py_None)
         answer = TR_NO_CONNECTION;
-    else if (said && PyTuple_Check(said) && read_end(said, shown) == 0)
+    else if (said && PyTuple_Check(said) && tr_module_read_end(said, shown) == 0)
         answer = TR_SHOWN;
     PyErr_Clear(); /* whatever it was, the packet is parked and Python asks for itself */
     Py_XDECREF(said);
@@ -435,26 +371,32 @@ static PyMethodDef endpoint_methods[] = {
     {"next_deadline", endpoint_next_deadline, METH_NOARGS, "Monotonic ns at which expire() has work, or None."},
     {"expire", endpoint_expire, METH_VARARGS, "expire(mono_ns)."},
     {"counters", endpoint_counters, METH_NOARGS, "A tuple in the order of fast.Counters."},
-    {"teach_policy", endpoint_teach_policy, METH_NOARGS, "Forget what policy has said; returns the new policy's number."},
-    {"teach_identity", endpoint_teach_identity, METH_O, "teach_identity(token or None): who the pod is from now on."},
-    {"teach", endpoint_teach, METH_VARARGS,
-     "teach(peer, local, direction, reason, port, policy, decision, address, key): whether it still holds."},
-    {"teach_target", endpoint_teach_target, METH_VARARGS, "teach_target(address, port): it takes tokens and may be dialled."},
-    {"forget_target", endpoint_forget_target, METH_VARARGS, "forget_target(address, port)."},
-    {"own", endpoint_own, METH_VARARGS, "own(own, own_port, other, other_port, isn=0): Python remembers this connection, or this SYN."},
-    {"disown", endpoint_disown, METH_VARARGS, "disown(own, own_port, other, other_port, isn=0)."},
+    {"teach_policy", tr_module_teach_policy, METH_NOARGS, "Forget what policy has said; returns the new policy's number."},
+    {"teach_identity", tr_module_teach_identity, METH_O, "teach_identity(token or None): who the pod is from now on."},
+    {"teach", tr_module_teach, METH_VARARGS,
+     "teach(peer, local, direction, reason, protocol, port, policy, decision, address, key, anybody): whether it still holds."},
+    {"teach_target", tr_module_teach_target, METH_VARARGS, "teach_target(address, port): it takes tokens and may be dialled."},
+    {"forget_target", tr_module_forget_target, METH_VARARGS, "forget_target(address, port)."},
+    {"teach_warm", tr_module_teach_warm, METH_VARARGS,
+     "teach_warm(address, port, session, exchange, policy, waits): flows there may go on from an exchange; whether it still holds."},
+    {"forget_warm", tr_module_forget_warm, METH_VARARGS, "forget_warm(address, port)."},
+    {"teach_ticket", tr_module_teach_ticket, METH_VARARGS, "teach_ticket(session, exchange): a client has proved itself."},
+    {"forget_ticket", tr_module_forget_ticket, METH_VARARGS, "forget_ticket(ticket)."},
+    {"own", endpoint_own, METH_VARARGS,
+     "own(protocol, own, own_port, other, other_port, isn=0, foreign=False): Python remembers this connection, or this SYN."},
+    {"disown", endpoint_disown, METH_VARARGS, "disown(protocol, own, own_port, other, other_port, isn=0, foreign=False)."},
     {"remembered", endpoint_remembered, METH_NOARGS, "The tuples of accepted connections."},
-    {"forget", endpoint_forget, METH_VARARGS, "forget(own, own_port, other, other_port): whether it was an accepted connection."},
+    {"forget", endpoint_forget, METH_VARARGS, "forget(protocol, own, own_port, other, other_port): whether it was an accepted connection."},
     {"listen", endpoint_listen, METH_O, "listen(flag): whether accepted connections are to become events."},
     {"take_event", endpoint_take_event, METH_NOARGS,
      "(tuple, peer's number, wall_s, decision, direction, judged address, judged port), or None."},
     {"export", endpoint_export, METH_O, "export(forget): all flows, as hand_over() writes them. For tests."},
     {"set_translate", endpoint_set_translate, METH_O,
-     "set_translate(callable or None): (source, port, dialled, port) -> (address, port) or None. For tests; the agent's is in C."},
+     "set_translate(callable or None): (protocol, source, port, dialled, port) -> (address, port) or None. For tests; the agent's is in C."},
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot endpoint_slots[] = {
-    {Py_tp_doc, (char *)"Endpoint(engine, half_open, live, peers, verdicts, owned): one pod."},
+    {Py_tp_doc, (char *)"Endpoint(engine, half_open, live, peers, verdicts, owned, datagrams, live_datagrams): one pod."},
     {Py_tp_new, endpoint_new},
     {Py_tp_dealloc, endpoint_dealloc},
     {Py_tp_methods, endpoint_methods},

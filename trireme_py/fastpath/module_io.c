@@ -164,11 +164,11 @@ static PyType_Spec conntrack_spec = {
 static const uint8_t mapped[12] = {[10] = 0xFF, [11] = 0xFF};
 
 /* What the engine asks (tr_translate). */
-static enum tr_shown show(void *context, uint8_t version, const struct tr_end *source, const struct tr_end *dialled,
-                          struct tr_end *shown)
+static enum tr_shown show(void *context, uint8_t version, uint8_t protocol, const struct tr_end *source,
+                          const struct tr_end *dialled, struct tr_end *shown)
 {
     struct tr_direction original = {.ipv6 = version == 6,
-                                    .protocol = 6,
+                                    .protocol = protocol,
                                     .source_port = source->port,
                                     .destination_port = dialled->port};
     struct tr_direction reply;

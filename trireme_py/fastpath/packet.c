@@ -144,8 +144,8 @@ bool tr_parse_quoted_untrusted(struct tr_view *quoted, const struct tr_view *icm
     return true;
 }
 
-/* RFC 1071. Words of 32 bits are summed in 64: no packet is long enough to overflow that. `odd`: whether an odd number of octets came before. */
-static uint64_t sum(uint64_t so_far, const uint8_t *at, uint32_t size)
+/* RFC 1071. Words of 32 bits are summed in 64: no packet is long enough to overflow that. */
+uint64_t tr_sum(uint64_t so_far, const uint8_t *at, uint32_t size)
 {
     for (; size >= 4; size -= 4, at += 4)
         so_far += tr_get32(at);
@@ -159,7 +159,7 @@ static uint64_t sum(uint64_t so_far, const uint8_t *at, uint32_t size)
     return so_far;
 }
 
-static uint16_t fold(uint64_t total)
+uint16_t tr_sum_fold(uint64_t total)
 {
     total = (total >> 32) + (total & 0xffffffff);
     total = (total >> 32) + (total & 0xffffffff);
@@ -169,13 +169,13 @@ static uint16_t fold(uint64_t total)
 }
 
 /* RFC 9293, section 3.1, and RFC 8200, section 8.1; the sum of IPv4's mapped prefixes is taken off by not adding it. */
-static uint64_t pseudo_header(const struct tr_view *view, uint32_t size)
+uint64_t tr_sum_pseudo_header(const struct tr_view *view, uint32_t size)
 {
     uint32_t skipped = view->version == 4 ? 12 : 0;
     uint64_t total = size + view->protocol;
 
-    total = sum(total, view->source + skipped, 16 - skipped);
-    return sum(total, view->destination + skipped, 16 - skipped);
+    total = tr_sum(total, view->source + skipped, 16 - skipped);
+    return tr_sum(total, view->destination + skipped, 16 - skipped);
 }
 
 bool tr_checksum_is_right(const struct tr_view *view)
@@ -184,7 +184,7 @@ bool tr_checksum_is_right(const struct tr_view *view)
 
     if (view->captured < view->length)
         return false;
-    return fold(sum(pseudo_header(view, size), view->data + view->transport, size)) == 0xffff;
+    return tr_sum_fold(tr_sum(tr_sum_pseudo_header(view, size), view->data + view->transport, size)) == 0xffff;
 }
 
 bool tr_has_fast_open(const struct tr_view *view)
@@ -211,6 +211,17 @@ bool tr_has_fast_open(const struct tr_view *view)
     return false;
 }
 
+void tr_renew_lengths(const struct tr_view *view, uint8_t *out, uint32_t size)
+{
+    if (view->version == 4) {
+        tr_put16(out + 2, (uint16_t)size);
+        tr_put16(out + 10, 0);
+        tr_put16(out + 10, (uint16_t)~tr_sum_fold(tr_sum(0, out, view->transport)));
+    } else {
+        tr_put16(out + 4, (uint16_t)(size - IPV6_HEADER));
+    }
+}
+
 uint32_t tr_rewrite(const struct tr_view *view, uint32_t sequence, const struct tr_part *payload, uint32_t parts, uint8_t *out,
                     uint32_t room)
 {
@@ -233,14 +244,8 @@ uint32_t tr_rewrite(const struct tr_view *view, uint32_t sequence, const struct 
     }
     tr_put32(tcp + 4, sequence);
     tr_put16(tcp + 16, 0);
-    tr_put16(tcp + 16, (uint16_t)~fold(sum(pseudo_header(view, size - view->transport), tcp, size - view->transport)));
-    if (view->version == 4) {
-        tr_put16(out + 2, (uint16_t)size);
-        tr_put16(out + 10, 0);
-        tr_put16(out + 10, (uint16_t)~fold(sum(0, out, view->transport)));
-    } else {
-        tr_put16(out + 4, (uint16_t)(size - IPV6_HEADER));
-    }
+    tr_put16(tcp + 16, (uint16_t)~tr_sum_fold(tr_sum(tr_sum_pseudo_header(view, size - view->transport), tcp, size - view->transport)));
+    tr_renew_lengths(view, out, size);
     return size;
 }
 
@@ -266,7 +271,7 @@ void tr_packet_complete_sum(uint8_t *data, uint32_t captured)
         size = own;
     }
     tr_put16(data + field, 0);
-    complete = (uint16_t)~fold(sum(pseudo_header(&view, size), data + view.transport, size));
+    complete = (uint16_t)~tr_sum_fold(tr_sum(tr_sum_pseudo_header(&view, size), data + view.transport, size));
     if (!complete && view.protocol == TR_UDP)
         complete = 0xffff; /* zero would say that there is no sum */
     tr_put16(data + field, complete);

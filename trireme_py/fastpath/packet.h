@@ -53,4 +53,14 @@ bool tr_has_fast_open(const struct tr_view *);
 uint32_t tr_rewrite(const struct tr_view *, uint32_t sequence, const struct tr_part *payload, uint32_t parts, uint8_t *out,
                     uint32_t room);
 
+/* -- for those who build packets themselves (surplus.c) -- */
+
+/* The sum of RFC 1071 over octets, on top of what was summed before, which must have been an even number of octets; unfolded. */
+uint64_t tr_sum(uint64_t so_far, const uint8_t *at, uint32_t size);
+uint64_t tr_sum_pseudo_header(const struct tr_view *, uint32_t size); /* of a transport segment of so many octets */
+uint16_t tr_sum_fold(uint64_t total);
+
+/* Have the IP header at `out`, a copy of the view's, say that the packet has `size` octets. */
+void tr_renew_lengths(const struct tr_view *, uint8_t *out, uint32_t size);
+
 #endif

@@ -24,7 +24,7 @@ void tr_server_syn(struct tr_turn *turn)
     peer = tr_find_peer(turn, &message, TR_INGRESS);
     if (!peer || !endpoint->identity)
         return tr_park(turn, TR_PARK_STRANGER);
-    if (!tr_find_verdict(endpoint, TR_INGRESS, peer->token, turn->tuple.other, turn->tuple.own_port))
+    if (!tr_find_verdict(endpoint, TR_INGRESS, TR_TCP, peer->token, turn->tuple.other, turn->tuple.own_port))
         return tr_park(turn, tr_charge(turn, peer));
     if (turn->client || (turn->live && turn->live->isn == view->sequence))
         return tr_park(turn, tr_charge(turn, peer));
@@ -132,7 +132,7 @@ void tr_server_proof(struct tr_turn *turn)
         return tr_park(turn, TR_PARK_KNOWN);
     if (view->acknowledgement != flow->server_isn + 1)
         return tr_park(turn, TR_PARK_KNOWN);
-    verdict = tr_find_verdict(endpoint, TR_INGRESS, flow->peer, turn->tuple.other, turn->tuple.own_port);
+    verdict = tr_find_verdict(endpoint, TR_INGRESS, TR_TCP, flow->peer, turn->tuple.other, turn->tuple.own_port);
     length = tr_rewrite(view, view->sequence + TR_PROOF, (const struct tr_part[]){{payload + TR_PROOF, size - TR_PROOF}}, 1, packet->out,
                         packet->room);
     if (!verdict || !length)

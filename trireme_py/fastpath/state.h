@@ -8,6 +8,7 @@
 
 #include "message.h"
 #include "packet.h"
+#include "surplus.h"
 #include "table.h"
 #include "teach.h"
 
@@ -15,12 +16,21 @@ enum {
     TR_HEADERS = 120, /* IPv4 and TCP with every option; IPv6 without extension headers has 100 */
     TR_NONCES = 64,
     TR_EVENTS = 1024,
+    TR_RESUMES = 4, /* unconfirmed ones of one flow; Python takes more */
 };
 
 /* SYNs of one identity that are Python's as those of a known one: so many at once, and one for each interval. */
 #define TR_SHARE UINT64_C(1024)
 #define TR_SHARE_NS (UINT64_C(1000000000) / 200)
 #define TR_HALF_OPEN_NS (UINT64_C(70) * 1000000000) /* endpoint.HALF_OPEN_NS */
+/* datagram_flows.py, in milliseconds */
+#define TR_FLOW_MS 10000
+#define TR_WARM_MS 8000
+#define TR_TICKET_MS 10000
+#define TR_RESUMING_MS 320
+#define TR_MS UINT64_C(1000000)
+
+enum { TR_WINDOW = 1024 }; /* replay.WINDOW */
 
 struct tr_token {
     atomic_uint references;
@@ -78,6 +88,64 @@ struct tr_server {
     struct tr_headers syn_ack;
 };
 
+/* Handed over by their numbers, like tr_state. */
+enum tr_stage { TR_RESUMED = 1, TR_RESUME_CONSUMED, TR_PROVEN };
+
+/* datagram_flows.Warm or .Ticket, for one exchange. Held by the tables below, by flows that go on from it, and by Python. */
+struct tr_session {
+    atomic_uint references;
+    uint32_t number;
+    bool described; /* exchange is set, and will not change: read under the lock of the one pod it belongs to */
+    struct tr_exchange exchange;
+    pthread_mutex_t lock; /* of what follows */
+    uint64_t used_ns;
+    uint64_t highest;                  /* counter given away, or seen */
+    uint64_t seen[TR_WINDOW / 64];     /* bit n: highest - n was seen */
+};
+
+/* flows that the pod began: datagram_flows.ClientDatagrams */
+struct tr_datagram_client {
+    struct tr_link link;
+    struct tr_tuple tuple;
+    enum tr_stage stage;
+    bool waits, confirmed;
+    uint8_t resumes;
+    uint32_t policy; /* that it began under */
+    uint64_t began_ns;
+    struct tr_session *session;
+    struct tr_end actual;
+    uint8_t hello_fixed[TR_SYN_FIXED];
+    uint8_t proof[TR_PROOF];
+    uint8_t resume[TR_RESUMES][TR_RESUME_FIXED];
+    struct tr_headers first;
+};
+
+/* flows that somebody began with the pod: datagram_flows.ServerDatagrams */
+struct tr_datagram_server {
+    struct tr_link link;
+    struct tr_tuple tuple;
+    enum tr_stage stage;
+    bool waits;
+    uint32_t request;
+    struct tr_session *session;
+    uint8_t hello_fixed[TR_SYN_FIXED];
+    uint8_t confirm[TR_CONFIRM];
+};
+
+struct tr_warm {
+    struct tr_link link;
+    struct tr_end dialled; /* 18 octets */
+    bool waits;
+    uint32_t policy;
+    struct tr_session *session;
+};
+
+struct tr_ticket {
+    struct tr_link link;
+    uint8_t ticket[TR_NONCE_SIZE];
+    struct tr_session *session;
+};
+
 /* Names a half-open connection by who asks: the pod's SYN-ACK may leave from another port than the SYN asked for. */
 struct tr_syn {
     struct tr_link link;
@@ -100,7 +168,8 @@ struct tr_live {
 struct tr_owned {
     struct tr_link link;
     struct tr_tuple tuple;
-    uint32_t references; /* tables of Python's that have it */
+    uint32_t references; /* tables of Python's that have it, */
+    uint32_t foreign;    /* and those that somebody outside can fill */
     uint32_t pending;    /* packets of it that are on their way to Python and back */
     bool known;          /* what went along was an accepted connection, or one that the pod opens */
 };
@@ -118,7 +187,7 @@ struct tr_verdict_key {
     uint8_t address[16];
     uint32_t token;
     uint16_t port;
-    uint16_t direction;
+    uint8_t direction, protocol;
 };
 
 struct tr_verdict_entry {
@@ -126,6 +195,7 @@ struct tr_verdict_entry {
     struct tr_verdict_key key;
     uint32_t decision;
     uint8_t reason;
+    bool anybody;
 };
 
 struct tr_target {
@@ -144,6 +214,7 @@ struct tr_endpoint {
     struct tr_token *identity; /* NULL: none */
     uint32_t policy;
     struct tr_table clients, servers, syns, live, owned, peers, verdicts, targets;
+    struct tr_table datagram_clients, datagram_servers, live_datagrams, warm, tickets;
     tr_translate *translate;
     void *translate_context;
     uint32_t nonces;
@@ -166,6 +237,9 @@ struct tr_turn {
     struct tr_client *client;
     struct tr_server *server;
     struct tr_live *live;
+    struct tr_datagram datagram;
+    struct tr_datagram_client *began; /* a UDP flow of ours, or of somebody else's */
+    struct tr_datagram_server *asked;
 };
 
 /* How a turn ends. */
@@ -175,7 +249,27 @@ void tr_drop(struct tr_turn *, enum tr_reason);
 void tr_park(struct tr_turn *, enum tr_park);
 enum tr_park tr_charge(const struct tr_turn *, struct tr_peer *);
 
+/* datagram.c: UDP */
+void tr_datagram_receive(struct tr_turn *, const struct tr_owned *);
+enum tr_park tr_datagram_class(const struct tr_turn *, const struct tr_owned *);
+bool tr_datagram_carries(const struct tr_turn *, uint32_t message);
+
+/* datagram_client.c */
+void tr_datagram_begin(struct tr_turn *);
+void tr_datagram_go_on(struct tr_turn *);
+void tr_datagram_confirm(struct tr_turn *);
+
+/* datagram_server.c */
+void tr_datagram_resume(struct tr_turn *);
+void tr_datagram_reply(struct tr_turn *);
+void tr_datagram_proof(struct tr_turn *);
+
+/* session.c */
+struct tr_session *tr_session_keep(struct tr_session *);
+void tr_session_describe(struct tr_session *, const struct tr_exchange *);
+
 /* client.c */
+bool tr_ends_agree(struct tr_turn *, const struct tr_end *server, const struct tr_end *client);
 void tr_client_syn(struct tr_turn *);
 void tr_client_syn_ack(struct tr_turn *);
 void tr_client_segment(struct tr_turn *);
@@ -194,6 +288,9 @@ bool tr_copy_headers(struct tr_headers *, const struct tr_view *);
 void tr_forget_client(struct tr_endpoint *, struct tr_client *);
 void tr_forget_server(struct tr_endpoint *, struct tr_server *);
 void tr_forget_live(struct tr_endpoint *, struct tr_live *);
+void tr_forget_datagram_client(struct tr_endpoint *, struct tr_datagram_client *);
+void tr_forget_datagram_server(struct tr_endpoint *, struct tr_datagram_server *);
+struct tr_table *tr_live_table(struct tr_endpoint *, const struct tr_tuple *);
 void tr_remember_live(struct tr_turn *, const struct tr_tuple *, const struct tr_live *);
 void tr_announce(struct tr_turn *, const struct tr_live *, uint32_t decision, uint8_t reason);
 
@@ -205,8 +302,8 @@ struct tr_owned *tr_put_owned(struct tr_endpoint *, const struct tr_tuple *);
 void tr_put_back(struct tr_endpoint *, const struct tr_tuple *);
 struct tr_token *tr_token_keep(struct tr_token *);
 struct tr_peer *tr_find_peer(const struct tr_turn *, const struct tr_message_view *, int direction);
-struct tr_verdict_entry *tr_find_verdict(const struct tr_endpoint *, int direction, const struct tr_token *, const uint8_t address[16],
-                                         uint16_t port);
+struct tr_verdict_entry *tr_find_verdict(const struct tr_endpoint *, int direction, uint8_t protocol, const struct tr_token *,
+                                         const uint8_t address[16], uint16_t port);
 
 /* The connection a packet belongs to, from the pod's point of view. */
 static inline void tr_tuple_of(struct tr_tuple *tuple, const struct tr_view *view, bool leaving)
@@ -216,6 +313,7 @@ static inline void tr_tuple_of(struct tr_tuple *tuple, const struct tr_view *vie
     memcpy(tuple->other, leaving ? view->destination : view->source, 16);
     tuple->own_port = leaving ? view->source_port : view->destination_port;
     tuple->other_port = leaving ? view->destination_port : view->source_port;
+    tuple->protocol = view->protocol;
 }
 
 #endif

@@ -94,9 +94,10 @@ static void teach_peer(struct tr_endpoint *endpoint, struct tr_token *token, int
     memcpy(peer->keys[direction], key, TR_KEY_SIZE);
 }
 
-static void verdict_key(struct tr_verdict_key *key, int direction, const struct tr_token *token, const uint8_t address[16], uint16_t port)
+static void verdict_key(struct tr_verdict_key *key, int direction, uint8_t protocol, const struct tr_token *token, const uint8_t address[16],
+                        uint16_t port)
 {
-    *key = (struct tr_verdict_key){.token = token->number, .port = port, .direction = (uint16_t)direction};
+    *key = (struct tr_verdict_key){.token = token->number, .port = port, .direction = (uint8_t)direction, .protocol = protocol};
     memcpy(key->address, address, 16);
 }
 
@@ -109,7 +110,7 @@ bool tr_teach(struct tr_endpoint *endpoint, struct tr_token *peer, const struct 
     if (lesson->policy != endpoint->policy || local != endpoint->identity || lesson->direction > TR_EGRESS || lesson->reason >= TR_VERDICT_REASONS)
         return false;
     teach_peer(endpoint, peer, lesson->direction, lesson->key);
-    verdict_key(&key, lesson->direction, peer, lesson->address, lesson->port);
+    verdict_key(&key, lesson->direction, lesson->protocol, peer, lesson->address, lesson->port);
     hash = tr_hash(endpoint, &key, sizeof key);
     entry = tr_table_find(&endpoint->verdicts, hash, &key);
     if (!entry) {
@@ -119,6 +120,7 @@ bool tr_teach(struct tr_endpoint *endpoint, struct tr_token *peer, const struct 
     }
     entry->decision = lesson->decision;
     entry->reason = lesson->reason;
+    entry->anybody = lesson->anybody;
     return true;
 }
 
@@ -133,12 +135,12 @@ struct tr_peer *tr_find_peer(const struct tr_turn *turn, const struct tr_message
     return turn->now->wall_s < peer->token->not_after ? peer : NULL;
 }
 
-struct tr_verdict_entry *tr_find_verdict(const struct tr_endpoint *endpoint, int direction, const struct tr_token *token,
+struct tr_verdict_entry *tr_find_verdict(const struct tr_endpoint *endpoint, int direction, uint8_t protocol, const struct tr_token *token,
                                          const uint8_t address[16], uint16_t port)
 {
     struct tr_verdict_key key;
 
-    verdict_key(&key, direction, token, address, port);
+    verdict_key(&key, direction, protocol, token, address, port);
     return tr_table_find(&endpoint->verdicts, tr_hash(endpoint, &key, sizeof key), &key);
 }
 
@@ -161,6 +163,62 @@ void tr_forget_target(struct tr_endpoint *endpoint, const struct tr_end *end)
         tr_table_remove(&endpoint->targets, target);
 }
 
+/* -- exchanges of a moment ago -- */
+
+bool tr_teach_warm(struct tr_endpoint *endpoint, const struct tr_end *dialled, struct tr_session *session, const struct tr_exchange *exchange,
+                   uint32_t policy, bool waits)
+{
+    uint64_t hash = tr_hash(endpoint, dialled, sizeof *dialled);
+    struct tr_warm *warm;
+
+    if (policy != endpoint->policy)
+        return false;
+    tr_session_describe(session, exchange);
+    tr_session_keep(session); /* first: it may be the old entry's */
+    tr_forget_warm(endpoint, dialled);
+    if (tr_table_full(&endpoint->warm))
+        tr_forget_warm(endpoint, &((struct tr_warm *)tr_table_oldest(&endpoint->warm))->dialled);
+    warm = tr_table_add(&endpoint->warm, hash, dialled, 0);
+    warm->session = session;
+    warm->policy = policy;
+    warm->waits = waits;
+    return true;
+}
+
+void tr_forget_warm(struct tr_endpoint *endpoint, const struct tr_end *dialled)
+{
+    struct tr_warm *warm = tr_table_find(&endpoint->warm, tr_hash(endpoint, dialled, sizeof *dialled), dialled);
+
+    if (!warm)
+        return;
+    tr_session_release(warm->session);
+    tr_table_remove(&endpoint->warm, warm);
+}
+
+void tr_teach_ticket(struct tr_endpoint *endpoint, struct tr_session *session, const struct tr_exchange *exchange)
+{
+    uint64_t hash = tr_hash(endpoint, exchange->ticket, TR_NONCE_SIZE);
+    struct tr_ticket *ticket;
+
+    tr_session_describe(session, exchange);
+    tr_session_keep(session);
+    tr_forget_ticket(endpoint, exchange->ticket);
+    if (tr_table_full(&endpoint->tickets))
+        tr_forget_ticket(endpoint, ((struct tr_ticket *)tr_table_oldest(&endpoint->tickets))->ticket);
+    ticket = tr_table_add(&endpoint->tickets, hash, exchange->ticket, 0);
+    ticket->session = session;
+}
+
+void tr_forget_ticket(struct tr_endpoint *endpoint, const uint8_t id[TR_NONCE_SIZE])
+{
+    struct tr_ticket *ticket = tr_table_find(&endpoint->tickets, tr_hash(endpoint, id, TR_NONCE_SIZE), id);
+
+    if (!ticket)
+        return;
+    tr_session_release(ticket->session);
+    tr_table_remove(&endpoint->tickets, ticket);
+}
+
 /* -- what Python owns -- */
 
 struct tr_owned *tr_put_owned(struct tr_endpoint *endpoint, const struct tr_tuple *tuple)
@@ -181,7 +239,7 @@ static void take_off(struct tr_endpoint *endpoint, struct tr_owned *owned, uint3
 {
     if (*count)
         --*count;
-    if (!owned->references && !owned->pending)
+    if (!owned->references && !owned->foreign && !owned->pending)
         tr_table_remove(&endpoint->owned, owned);
 }
 
@@ -190,17 +248,19 @@ static struct tr_owned *find_owned(struct tr_endpoint *endpoint, const struct tr
     return tr_table_find(&endpoint->owned, tr_hash(endpoint, tuple, sizeof *tuple), tuple);
 }
 
-void tr_own(struct tr_endpoint *endpoint, const struct tr_tuple *tuple)
+void tr_own(struct tr_endpoint *endpoint, const struct tr_tuple *tuple, bool foreign)
 {
-    tr_put_owned(endpoint, tuple)->references++;
+    struct tr_owned *owned = tr_put_owned(endpoint, tuple);
+
+    ++*(foreign ? &owned->foreign : &owned->references);
 }
 
-void tr_disown(struct tr_endpoint *endpoint, const struct tr_tuple *tuple)
+void tr_disown(struct tr_endpoint *endpoint, const struct tr_tuple *tuple, bool foreign)
 {
     struct tr_owned *owned = find_owned(endpoint, tuple);
 
     if (owned)
-        take_off(endpoint, owned, &owned->references);
+        take_off(endpoint, owned, foreign ? &owned->foreign : &owned->references);
 }
 
 void tr_put_back(struct tr_endpoint *endpoint, const struct tr_tuple *tuple)
@@ -217,14 +277,17 @@ uint32_t tr_live_tuples(const struct tr_endpoint *endpoint, struct tr_tuple *out
 {
     uint32_t count = 0;
 
-    for (const struct tr_live *live = tr_table_oldest(&endpoint->live); live && count < room; live = tr_table_newer(&endpoint->live, live))
-        out[count++] = live->tuple;
+    const struct tr_table *tables[] = {&endpoint->live, &endpoint->live_datagrams};
+
+    for (size_t i = 0; i < 2; i++)
+        for (const struct tr_live *live = tr_table_oldest(tables[i]); live && count < room; live = tr_table_newer(tables[i], live))
+            out[count++] = live->tuple;
     return count;
 }
 
 bool tr_live_forget(struct tr_endpoint *endpoint, const struct tr_tuple *tuple)
 {
-    struct tr_live *live = tr_table_find(&endpoint->live, tr_hash(endpoint, tuple, sizeof *tuple), tuple);
+    struct tr_live *live = tr_table_find(tr_live_table(endpoint, tuple), tr_hash(endpoint, tuple, sizeof *tuple), tuple);
 
     if (live)
         tr_forget_live(endpoint, live);
