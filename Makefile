@@ -1,8 +1,9 @@
 # `make demo` and `make test` are all a newcomer needs; both set up what is missing first.
-.PHONY: help demo test setup fastpath fastpath-asan fuzz lint bench bench-quick e2e cluster cluster-down image clean
+.PHONY: help demo test setup fastpath fastpath-asan fastpath-tsan fastpath-valgrind fuzz lint bench bench-quick e2e cluster cluster-down image clean
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
+COMMA := ,
 
 help:
 	@echo "make demo    beer of the day: see identity enforced on this machine (about a minute)"
@@ -10,6 +11,8 @@ help:
 	@echo "make setup   only the set-up: Debian packages, .venv, a look at the kernel"
 	@echo "make fastpath  compile the C fast path again, after a change to trireme_py/fastpath/"
 	@echo "make fastpath-asan  the tests in memory on a fast path built with sanitizers"
+	@echo "make fastpath-tsan  its threads, on real queues, built with ThreadSanitizer (as root)"
+	@echo "make fastpath-valgrind  its engine and threads' work under valgrind"
 	@echo "make fuzz    look for inputs that break the fast path, ten minutes for each target"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   the numbers behind every speed claim"
@@ -26,13 +29,22 @@ setup:
 fastpath:
 	@$(PYTHON) -W ignore -c 'import setuptools; setuptools.setup()' --quiet build_ext --inplace
 
-# The tests in memory on a fast path that watches its own memory and arithmetic.
+# Tests on a fast path that watches its own memory and arithmetic, or what its threads do to each other: those in memory, and those on real queues.
+SANITIZED_TESTS = LD_PRELOAD="$$(gcc -print-file-name=lib$(1).so) $$(gcc -print-file-name=libstdc++.so)" TRIREME_SANITIZED=build/$(1) \
+	$(PYTHON) -m pytest -p tests.harness.sanitized --impl c -m 'not slow'
+SANITIZED_BUILD = CFLAGS='-g -O1 -fno-omit-frame-pointer -fsanitize=$(2) -fno-sanitize-recover=all -U_FORTIFY_SOURCE' LDFLAGS='-fsanitize=$(2)' \
+	$(PYTHON) -W ignore -c 'import setuptools; setuptools.setup()' --quiet build_ext --build-lib build/$(1) --build-temp build/$(1)-objects
+
 fastpath-asan:
-	@CFLAGS='-g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -U_FORTIFY_SOURCE' \
-		LDFLAGS='-fsanitize=address,undefined' $(PYTHON) -W ignore -c 'import setuptools; setuptools.setup()' \
-		--quiet build_ext --build-lib build/asan --build-temp build/asan-objects
-	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-		$(PYTHON) -m pytest -p tests.harness.sanitized --impl c -m 'not slow' $(or $(ARGS),tests/trireme_py)
+	@$(call SANITIZED_BUILD,asan,address$(COMMA)undefined)
+	@ASAN_OPTIONS=detect_leaks=0 $(call SANITIZED_TESTS,asan) $(or $(ARGS),tests/trireme_py)
+
+fastpath-tsan:
+	@$(call SANITIZED_BUILD,tsan,thread)
+	@$(call SANITIZED_TESTS,tsan) $(or $(ARGS),tests/kernel/test_exchange.py tests/kernel/test_nfqueue.py tests/kernel/test_marks.py)
+
+fastpath-valgrind:
+	@$(PYTHON) -m tests.harness.memcheck
 
 fuzz:
 	@$(PYTHON) -m tests.harness.fuzzing $(ARGS)

@@ -139,6 +139,12 @@ class Lane:
         result = self.load(self.client, "stream", self.server.ipv4, PORT, seconds)
         return float(result["octets"] / result["elapsed"] * 1e9)
 
+    def queued(self) -> int:
+        """Return how many packets have gone through the queues of both ends so far."""
+        path = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")
+        tables = [pod.run(lambda: path.read_text(encoding="ascii").split()) for pod in (self.client, self.server)]
+        return sum(int(columns[7]) for columns in tables if columns)
+
 
 def open_lane(stack: ExitStack, number: int, kind: Kind) -> Lane:
     """Make the namespaces and start what runs in them; all of it ends with ``stack``."""

@@ -1,14 +1,16 @@
-"""A pytest plugin: tests get the fast path that `make fastpath-asan` built with sanitizers, not the installed one."""
+"""A pytest plugin: tests get the fast path in $TRIREME_SANITIZED, which make has built with a sanitizer, not the
+installed one (`make fastpath-asan`, `make fastpath-tsan`)."""
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
 NAME = "trireme_py._fastpath"
-BUILT = Path(__file__).parents[2] / "build" / "asan" / "trireme_py" / "_fastpath.abi3.so"
+BUILT = Path(os.environ["TRIREME_SANITIZED"]) / "trireme_py" / "_fastpath.abi3.so"
 
 loader = ExtensionFileLoader(NAME, str(BUILT))
 spec = spec_from_loader(NAME, loader)
