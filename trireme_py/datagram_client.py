@@ -33,7 +33,14 @@ from trireme_py.identities import Peer
 from trireme_py.model import Address, Decision, Direction, DropReason, Hook, Instant, Reason, Release, Result, Verdict
 from trireme_py.packet import Packet
 from trireme_py.relay import check_ends
-from trireme_py.surplus import Datagram, read_datagram_untrusted, room_for, with_message, without_message
+from trireme_py.surplus import (
+    Datagram,
+    read_datagram_untrusted,
+    room_for,
+    towards_sender,
+    with_message,
+    without_message,
+)
 from trireme_py.wire import MessageType
 
 End = tuple[Address, int]
@@ -49,20 +56,22 @@ class DatagramClient:
 
     def begin(self, turn: Turn, datagram: Datagram, *, waits: bool) -> Result:
         """The first datagram of a flow leaves."""
-        pod, packet = turn.pod, turn.packet
-        local = pod.identity
+        flow = self._new_flow(turn, turn.packet, waits=waits)
+        flow.warm = self._warm(turn)
+        if flow.warm is not None and _carries(turn.packet, datagram, wire.RESUME.size + len(flow.hello)):
+            return self._resume(turn, flow, datagram)
+        return self._ask(turn, flow) if waits else self._introduce(turn, flow, datagram)
+
+    def _new_flow(self, turn: Turn, first: Packet, *, waits: bool) -> ClientDatagrams:
+        local = turn.pod.identity
         assert local is not None
         hello = messages.encode_syn(
             local.id, self._shared.entropy(wire.NONCE_SIZE), local.assertion, kind=MessageType.HELLO,
             flags=wire.ASKS_ANSWER if waits else 0,
         )  # fmt: skip
-        flow = ClientDatagrams(
-            turn.tuple5, local, hello, packet, waits, Stage.HELLO_SENT, turn.now.mono_ns, warm=self._warm(turn)
-        )
-        pod.datagrams.clients.put(flow.key, flow, turn.now.mono_ns)
-        if flow.warm is not None and _carries(packet, datagram, wire.RESUME.size + len(hello)):
-            return self._resume(turn, flow, datagram)
-        return self._ask(turn, flow) if waits else self._introduce(turn, flow, datagram)
+        flow = ClientDatagrams(turn.tuple5, local, hello, first, waits, Stage.HELLO_SENT, turn.now.mono_ns)
+        turn.pod.datagrams.clients.put(flow.key, flow, turn.now.mono_ns)
+        return flow
 
     def go_on(self, turn: Turn, flow: ClientDatagrams, datagram: Datagram, *, waits: bool) -> Result:
         """A further datagram of a flow whose exchange is under way leaves. ``waits`` is what policy says now."""
@@ -181,7 +190,7 @@ class DatagramClient:
         return self._consumed(send=(self._proof_alone(flow) if flow.proof else self._hello(flow),))
 
     def begin_anew(self, turn: Turn, message: bytes, datagram: Datagram) -> Result:
-        """Whoever gets the datagrams of an accepted flow of ours does not know it: its next one begins an exchange.
+        """Whoever gets the datagrams of an accepted flow of ours does not know it: it begins again, with an exchange.
 
         Anybody can ask for that; it costs one exchange a second at most.
         """
@@ -190,6 +199,7 @@ class DatagramClient:
         live = pod.live_datagrams.get(turn.tuple5)
         if (
             live is None
+            or live.cut
             or live.direction is not Direction.EGRESS
             or pod.datagrams.renewed.get(turn.tuple5) == DatagramTables.RENEWED
         ):
@@ -197,10 +207,17 @@ class DatagramClient:
         if not datagram.sealed or datagram.payload:
             raise BadPacket(DropReason.UNEXPECTED, "AGAIN with data")
         pod.datagrams.renewed.put(turn.tuple5, DatagramTables.RENEWED, now_ns)
-        pod.live_datagrams.pop(turn.tuple5)
         pod.datagrams.clients.pop(turn.tuple5)
         pod.datagrams.warm.pop((turn.tuple5[3], turn.tuple5[4] or 0))
-        return unmark(self._shared, turn)
+        peer, port = turn.packet.source, turn.packet.source_port
+        if pod.policy.decide(Direction.EGRESS, None, peer, turn.packet.protocol, port).allowed:
+            pod.live_datagrams.pop(turn.tuple5)
+            return unmark(self._shared, turn)
+        # Not forgotten, and asked at once who is there: else an answer of theirs begins a flow that ours would follow.
+        live.cut = True
+        flow = self._new_flow(turn, towards_sender(turn.packet), waits=True)
+        flow.anew = True
+        return unmark(self._shared, turn, send=(self._hello(flow),))
 
     def net_answer(self, turn: Turn, flow: ClientDatagrams, message: bytes) -> Result:
         """The server says who it is: believe it, judge it, and prove ourselves."""
@@ -308,8 +325,8 @@ class DatagramClient:
             return self._accept(turn, flow)
         if flow.proof:
             return Result(Verdict.PASS)
-        if flow.resumes:
-            # An answer too large for a message: its confirmation comes right behind.
+        if flow.resumes or flow.anew:
+            # An answer too large for a message: its confirmation comes right behind. Or the ANSWER does.
             hold(self._shared, turn, flow.replies)
             return Result(Verdict.HOLD)
         raise BadPacket(DropReason.UNPROVEN, "before the server was known")

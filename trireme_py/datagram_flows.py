@@ -90,6 +90,8 @@ class ClientDatagrams:
     """HELLOs sent."""
     asked_ns: int = 0
     """When the last HELLO was sent with a datagram, or ahead of one."""
+    anew: bool = False
+    """Whether the flow was accepted before, and answers of whoever stands there now wait for the ANSWER."""
     follows: bool = False
     """Whether what is held waits only until our HELLO has left ahead of it."""
     warm: Warm | None = None

@@ -17,6 +17,7 @@ import pytest
 from tests.harness import assertions
 from tests.harness.standin_policy import OPEN, only_from, only_to
 from trireme_py.assertion import identity_id
+from trireme_py.datagram_server import again_towards_sender
 from trireme_py.datapath import Caught, Datapath
 from trireme_py.endpoint import DatapathSettings, tuple_of
 from trireme_py.flows import Tuple5
@@ -327,6 +328,39 @@ def test_an_old_flow_does_not_follow_a_service_to_another_backend(network: Netwo
     network.pass_time(2_000)
     client.send(b"back again", SERVICE)
     assert server.read == [b"to server", b"back again"]
+
+
+def test_an_answer_of_the_other_backend_does_not_revive_the_flow(network: Network) -> None:
+    """It comes right behind its agent's AGAIN, or later. Nobody reads it, and the client's next datagram waits."""
+    client = network.pod("client", 1, only_to("n/server"))
+    server, other = network.pod("server", 2, only_from("n/client")), network.pod("other", 3, OPEN)
+    network.backend = server
+    client.send(b"to server", SERVICE)
+    network.backend = other
+    network.pass_time(60_000)
+    client.meet(Hook.APPLICATION, datagram(client.address, 40_000, SERVICE, DNS, b"all of one round trip"))
+    network.deliver(network.wire.pop())
+    other.meet(Hook.APPLICATION, datagram(other.address, DNS, client.address, 40_000, b"a forged answer"))
+    network.run()
+    for _ in range(3):
+        client.send(b"to server", SERVICE)
+        other.send(b"another", client, DNS, 40_000)
+        network.pass_time(20_000)
+    assert (client.read, other.read) == ([], [b"all of one round trip"])
+
+
+def test_an_answer_that_meets_a_forged_again_is_read_when_the_server_is_known(network: Network) -> None:
+    client, server = proven_pair(network)
+    again = again_towards_sender(
+        parse_packet_untrusted(datagram(client.address, 40_000, server.address, DNS, b"whatever"))
+    )
+    client.meet(Hook.NETWORK, again)
+    server.meet(Hook.APPLICATION, datagram(server.address, DNS, client.address, 40_000, b"late"))
+    assert client.read == []
+    network.run()
+    assert client.read == [b"late"]
+    client.send(b"more", server)
+    assert server.read == [b"more"]
 
 
 def test_a_new_pod_at_an_old_flow_s_address_and_port_does_not_inherit_it(network: Network) -> None:
