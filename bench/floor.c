@@ -3,7 +3,7 @@
  *   floor THREADS NAMESPACE_FILE…
  *
  * The fast path's own threads and system calls, and the same verdicts and marks for the same packets, but in place of the
- * engine a function that looks at two octets. Serves queue 7 of each namespace until its input ends.
+ * engine a function that looks at two octets, and at a datagram's ports. Serves queue 7 of each namespace until its input ends.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -20,7 +20,21 @@
 
 #define QUEUE 7
 #define PROTOCOL_TCP 6
+#define PROTOCOL_UDP 17
 #define FLAG_SYN 2
+#define QUESTION_AND_ANSWER 4
+#define MARKED_AT_BOTH_ENDS 6
+
+/* A question and its answer pass the queues of both ends; when the flow goes on, either end marks it. */
+static bool goes_on(const uint8_t *ports)
+{
+    static uint8_t passed[1 << 16]; /* by the client's port: how many passes of its flow */
+    unsigned one = ports[0] << 8 | ports[1], other = ports[2] << 8 | ports[3];
+    uint8_t *count = &passed[one > other ? one : other];
+
+    *count = *count % MARKED_AT_BOTH_ENDS + 1;
+    return *count > QUESTION_AND_ANSWER;
+}
 
 void tr_engine_receive(struct tr_endpoint *endpoint, const struct tr_packet *packet, const struct tr_instant *now,
                        struct tr_result *result)
@@ -33,6 +47,7 @@ void tr_engine_receive(struct tr_endpoint *endpoint, const struct tr_packet *pac
     *result = (struct tr_result){.verdict = packet->more ? TR_PASS : TR_ACCEPT};
     if (protocol == PROTOCOL_TCP && packet->captured > head + 13 && data[head + 13] & FLAG_SYN)
         result->verdict = TR_PASS_CLEAR;
+    if (protocol == PROTOCOL_UDP && packet->captured > head + 3 && !goes_on(data + head)) result->verdict = TR_PASS;
 }
 
 void tr_endpoint_lock(struct tr_endpoint *endpoint)
