@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from policy.bound import BoundRule
 from policy.compiler import CompiledRule, PodPeer
 from policy.namespaces import NamespaceSet
 from policy.ports import describe_flow
 from policy.selector import Requirement
 from trireme_py.model import Direction, Identity, NamedPort
-
-if TYPE_CHECKING:
-    from policy.side import BoundRule
 
 _LOOKED_AT: Final = 64
 """Rules considered: enough to be helpful, few enough that denials stay cheap for who sends thousands of them."""

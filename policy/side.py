@@ -14,7 +14,8 @@ from typing import Final
 
 from policy.addresses import Network
 from policy.blocks import BlockTable, Hit
-from policy.compiler import CompiledPolicy, CompiledRule, Order, PodPeer
+from policy.bound import BoundPolicy, BoundRule
+from policy.compiler import CompiledRule, Order, PodPeer
 from policy.namespaces import NamespaceSet, NamespaceTable
 from policy.nearest import nearest
 from policy.objects import Action, Node
@@ -30,24 +31,6 @@ class _Pass(Enum):
     """A tier's answer "ask the next one"."""
 
     NEXT = "next"
-
-
-@dataclass(frozen=True, slots=True)
-class BoundPolicy:
-    """A policy that selects the pod; ``audit`` is its own mode or its namespace's."""
-
-    policy: CompiledPolicy
-    audit: bool
-
-
-@dataclass(frozen=True, slots=True)
-class BoundRule:
-    """A rule with its namespace selectors resolved."""
-
-    policy: CompiledPolicy
-    rule: CompiledRule
-    audit: bool
-    pods: tuple[tuple[PodPeer, NamespaceSet | None], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from policy.addresses import Network, parse_network
+from policy.bound import BoundPolicy
 from policy.compiler import CompiledPolicy
 from policy.namespaces import NamespaceTable
 from policy.objects import Node, Pod
-from policy.side import BoundPolicy, Side
+from policy.side import Side
 from trireme_py.model import Address, Decision, Direction, Identity, PlainLabels, Reason
 
 PRIVATE_NETWORKS: Final = tuple(
