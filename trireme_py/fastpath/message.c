@@ -30,6 +30,11 @@ static uint32_t fixed_size(enum tr_message type)
     }
 }
 
+static bool carries_assertion(enum tr_message type)
+{
+    return type != TR_MESSAGE_ACK && type != TR_MESSAGE_PROOF && type != TR_MESSAGE_CONFIRM;
+}
+
 bool tr_read_message_untrusted(struct tr_message_view *view, enum tr_message type, const uint8_t *payload, uint32_t size)
 {
     uint32_t fixed = fixed_size(type), assertion;
@@ -40,6 +45,8 @@ bool tr_read_message_untrusted(struct tr_message_view *view, enum tr_message typ
         return false;
     assertion = tr_get16(payload + 10);
     if (tr_get16(payload + 8) != size || size != fixed + assertion || assertion > TR_MAX_ASSERTION)
+        return false;
+    if (assertion && !carries_assertion(type))
         return false;
     *view = (struct tr_message_view){payload, payload + TR_HEADER, payload + fixed, assertion};
     return true;
