@@ -92,7 +92,7 @@ class Capture:
     ) -> None:
         self._socket.close()
 
-    def wait_for(self, wanted: Callable[[Packet], bool], timeout: float = 3.0) -> Packet:
+    def wait_for(self, wanted: Callable[[Packet], bool], timeout: float = 15.0) -> Packet:
         """Return the first packet, past or to come, that is wanted. Raises TimeoutError."""
         for packet in self.packets:
             if wanted(packet):

@@ -69,7 +69,7 @@ class Echo:
 
 
 def query(
-    namespace: LabNamespace, address: IP, port: int, message: bytes = b"question", *, timeout: float = 3.0,
+    namespace: LabNamespace, address: IP, port: int, message: bytes = b"question", *, timeout: float = 15.0,
     source_port: int = 0, prepare: Callable[[socket.socket], None] = lambda _: None,
 ) -> bytes:  # fmt: skip
     """Ask once from a socket of its own and return the answer. Raises TimeoutError."""

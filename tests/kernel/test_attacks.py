@@ -86,7 +86,7 @@ class Scene:
         self, *, at_bob: dict[DropReason, int] | None = None, at_alice: dict[DropReason, int] | None = None
     ) -> None:
         """The attack left these counts and nothing else, Bob's application read nothing of it, and honesty works."""
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + 15
         wanted = (Counter(at_alice or {}), Counter(at_bob or {}))
         while (self.here.drops, self.there.drops) != wanted and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -67,7 +67,7 @@ class Scene:
         with Capture(self.bob, protocol=Protocol.UDP) as capture:
             for number, message in enumerate(messages):
                 with open_socket(self.alice, self.at(self.bob), SOCK_DGRAM) as asking:
-                    asking.settimeout(3)
+                    asking.settimeout(15)
                     asking.bind(("", SPORT + number))
                     for part in (message, message + b" again"):
                         asking.sendto(part, (str(self.at(self.bob)), PORT))
@@ -229,7 +229,7 @@ def test_forged_agains_cost_exchanges_and_no_datagram(scene: Scene) -> None:
     heard = scene.overheard(b"one")
     again = again_towards_sender(parse_packet_untrusted(heard["HELLO"]))
     with open_socket(scene.alice, scene.at(scene.bob), SOCK_DGRAM) as asking:
-        asking.settimeout(3)
+        asking.settimeout(15)
         asking.bind(("", SPORT))
         for number in range(50):
             inject(scene.mallory, again)
