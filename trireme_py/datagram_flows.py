@@ -11,7 +11,7 @@ from trireme_py.flows import BoundedTable, Held, Tuple5
 from trireme_py.identities import LocalIdentity, Peer
 from trireme_py.model import Address
 from trireme_py.packet import Packet
-from trireme_py.replay import Counter, Counting, ReplayWindow, Window
+from trireme_py.replay import Counting, PlainCounter, ReplayWindow, Window
 
 _MS: Final = 1_000_000
 
@@ -58,7 +58,7 @@ class Warm:
     """The server's own end, as it authenticated it."""
     client: Address
     """Our address as that server saw it."""
-    counter: Counting = field(default_factory=Counter)
+    counter: Counting = field(default_factory=PlainCounter)
 
 
 @dataclass(slots=True, eq=False)

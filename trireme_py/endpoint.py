@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter as Counts
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -30,7 +30,7 @@ from trireme_py.model import (
 )
 from trireme_py.networks import NetworkSet
 from trireme_py.packet import ACK, SEQUENCE_SPACE, SYN, Packet, reset_for
-from trireme_py.replay import Counter, Counting, ReplayWindow, Window
+from trireme_py.replay import Counting, PlainCounter, ReplayWindow, Window
 from trireme_py.surplus import with_message
 
 _SECOND: Final = 1_000_000_000
@@ -162,10 +162,10 @@ class Shared:
     entropy: Callable[[int], bytes]
     translate: Translate
     events: list[FlowEvent] = field(default_factory=list)
-    drops: Counts[DropReason] = field(default_factory=Counts)
+    drops: Counter[DropReason] = field(default_factory=Counter)
     unproven_translations: int = 0
     """Servers accepted behind an outside address whose translation this node could not see."""
-    pod_addresses: Counts[Address] = field(default_factory=Counts)
+    pod_addresses: Counter[Address] = field(default_factory=Counter)
     """Addresses of the local pods, whatever the configured ranges say."""
     identified: BoundedTable[tuple[Address, int | None], bool] = field(
         default_factory=lambda: BoundedTable(MAX_IDENTIFIED, IDENTIFIED_NS)
@@ -177,7 +177,7 @@ class Shared:
     """(endpoint, release) of held packets whose flow had to go."""
     teach: Callable[[Acceptance], None] = _nobody_learns
     """Told of every identified connection that was accepted (fast.py)."""
-    counter: Callable[[], Counting] = Counter
+    counter: Callable[[], Counting] = PlainCounter
     """Makes what counts the datagrams of one client to one server: others may count by it, too (fast.py)."""
     window: Callable[[], Window] = ReplayWindow
     """Makes what the server knows of those counters."""

@@ -82,16 +82,16 @@ class Reader:
 
     def read(self, octets: bytes) -> Iterator[Flow]:
         """Yield each flow; accepted connections with their tuple."""
+        readers: dict[int, Callable[[Tuple5, bytes], Flow | None]] = {
+            CLIENT: self._client,
+            SERVER: self._server,
+            LIVE: self._live,
+            DATAGRAM_CLIENT: self._datagram_client,
+            DATAGRAM_SERVER: self._datagram_server,
+        }
         while octets:
             kind, size, protocol, own, other, own_port, other_port = _HEAD.unpack_from(octets)
             tuple5 = (protocol, from_16(own), own_port, from_16(other), other_port)
-            readers: dict[int, Callable[[Tuple5, bytes], Flow | None]] = {
-                CLIENT: self._client,
-                SERVER: self._server,
-                LIVE: self._live,
-                DATAGRAM_CLIENT: self._datagram_client,
-                DATAGRAM_SERVER: self._datagram_server,
-            }
             flow = readers[kind](tuple5, octets[_HEAD.size : size])
             if flow is not None:
                 yield flow

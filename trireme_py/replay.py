@@ -25,7 +25,7 @@ class Window(Protocol):
         """Remember ``counter`` and tell whether it was fresh until now."""
 
 
-class Counter:
+class PlainCounter:
     """A :class:`Counting` for one thread."""
 
     __slots__ = ("_taken",)
