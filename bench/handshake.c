@@ -229,6 +229,24 @@ static void query(struct pod *client, struct pod *server, uint32_t number, const
     pass(client, TR_NETWORK, data, size, TR_PASS, now);
 }
 
+typedef void exchange(struct pod *client, struct pod *server, uint32_t number, const struct tr_instant *now);
+
+/* Processor time of one exchange; adds the heap allocations of all. */
+static double each_us(exchange *exchange, struct pod *client, struct pod *server, uint32_t rounds, struct tr_instant *now, unsigned long *allocated)
+{
+    unsigned long before = allocations;
+    double begun = cpu_us();
+
+    for (uint32_t i = 0; i < rounds; i++) {
+        now->mono_ns += 100000;
+        exchange(client, server, i, now);
+        tr_engine_expire(client->endpoint, now->mono_ns);
+        tr_engine_expire(server->endpoint, now->mono_ns);
+    }
+    *allocated += allocations - before;
+    return (cpu_us() - begun) / rounds;
+}
+
 static double mac_us(uint32_t rounds)
 {
     uint8_t key[32] = "a key", octets[16], syn[44] = {0}, syn_ack[96] = {0}, header[12] = {0};
@@ -270,8 +288,8 @@ int main(int argc, char **argv)
     struct tr_instant now = {1000000000, 1e9};
     struct tr_engine *engine;
     struct pod client, server;
-    unsigned long before;
-    double begun, spent, query_us;
+    unsigned long allocated = 0;
+    double spent, query_us;
 
     if (!rounds || !CRYPTO_set_mem_functions(crypto_malloc, crypto_realloc, crypto_free))
         fail("usage: handshake [HANDSHAKES [PEERS]]");
@@ -284,29 +302,11 @@ int main(int argc, char **argv)
     acquaint(&server, &client, TR_INGRESS);
     crowd(&client, peers);
     crowd(&server, peers);
-    before = allocations;
-    begun = cpu_us();
-    for (uint32_t i = 0; i < rounds; i++) {
-        now.mono_ns += 100000;
-        handshake(&client, &server, i, &now);
-        tr_engine_expire(client.endpoint, now.mono_ns);
-        tr_engine_expire(server.endpoint, now.mono_ns);
-    }
-    spent = (cpu_us() - begun) / rounds;
-    before = allocations - before;
+    spent = each_us(handshake, &client, &server, rounds, &now, &allocated);
     introduce(&client, &server, &now);
-    allocations = 0;
-    begun = cpu_us();
-    for (uint32_t i = 0; i < rounds; i++) {
-        now.mono_ns += 100000;
-        query(&client, &server, i, &now);
-        tr_engine_expire(client.endpoint, now.mono_ns);
-        tr_engine_expire(server.endpoint, now.mono_ns);
-    }
-    query_us = (cpu_us() - begun) / rounds;
-    before += allocations;
+    query_us = each_us(query, &client, &server, rounds, &now, &allocated);
     printf("{\"handshakes\": %u, \"other_peers\": %u, \"handshake_us\": %.2f, \"query_us\": %.2f, \"allocations\": %lu, \"one_mac_us\": %.3f}\n",
-           rounds, peers, spent, query_us, before, mac_us(rounds));
+           rounds, peers, spent, query_us, allocated, mac_us(rounds));
     tr_endpoint_free(client.endpoint);
     tr_endpoint_free(server.endpoint);
     tr_token_release(client.token);
