@@ -207,6 +207,17 @@ def proven_pair(network: Network) -> tuple[Pod, Pod]:
     return client, server
 
 
+def moved_service(network: Network) -> tuple[Pod, Pod, Pod]:
+    """A client, the server that a flow of its was accepted with, and the pod that the Service leads to since."""
+    client = network.pod("client", 1, only_to("n/server"))
+    server, other = network.pod("server", 2, only_from("n/client")), network.pod("other", 3, OPEN)
+    network.backend = server
+    client.send(b"to server", SERVICE)
+    network.backend = other
+    network.pass_time(60_000)
+    return client, server, other
+
+
 def test_first_flow_is_hello_answer_proof_and_the_second_proves_itself(network: Network) -> None:
     client, server = proven_pair(network)
     client.send(b"again", server, 40_001)
@@ -313,12 +324,7 @@ def test_one_refused_backend_does_not_shut_the_service_for_the_other(network: Ne
 def test_an_old_flow_does_not_follow_a_service_to_another_backend(network: Network) -> None:
     """The flow is marked in the pod's namespace, and the node's translation changes underneath it. The other backend's
     agent says that it does not know the flow: what was sent until then is all that it gets."""
-    client = network.pod("client", 1, only_to("n/server"))
-    server, other = network.pod("server", 2, only_from("n/client")), network.pod("other", 3, OPEN)
-    network.backend = server
-    client.send(b"to server", SERVICE)
-    network.backend = other
-    network.pass_time(60_000)
+    client, server, other = moved_service(network)
     client.send(b"all of one round trip", SERVICE)
     client.send(b"to server", SERVICE)
     network.pass_time(2_000)
@@ -332,12 +338,7 @@ def test_an_old_flow_does_not_follow_a_service_to_another_backend(network: Netwo
 
 def test_an_answer_of_the_other_backend_does_not_revive_the_flow(network: Network) -> None:
     """It comes right behind its agent's AGAIN, or later. Nobody reads it, and the client's next datagram waits."""
-    client = network.pod("client", 1, only_to("n/server"))
-    server, other = network.pod("server", 2, only_from("n/client")), network.pod("other", 3, OPEN)
-    network.backend = server
-    client.send(b"to server", SERVICE)
-    network.backend = other
-    network.pass_time(60_000)
+    client, _, other = moved_service(network)
     client.meet(Hook.APPLICATION, datagram(client.address, 40_000, SERVICE, DNS, b"all of one round trip"))
     network.deliver(network.wire.pop())
     other.meet(Hook.APPLICATION, datagram(other.address, DNS, client.address, 40_000, b"a forged answer"))
