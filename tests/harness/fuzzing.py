@@ -94,6 +94,9 @@ def fuzz(target: str, folder: Path, seconds: int, harm: Path) -> None:
     unpack(target, seeds)
     found.mkdir()
     options = [f"-max_total_time={seconds}", f"-max_len={LONGEST[target]}", "-verbosity=0", f"-artifact_prefix={harm}/"]
+    # libFuzzer's limit of memory reads ru_maxrss, which a process inherits from whoever executes it: behind a long test
+    # run, 2 GB from the start. So only single allocations are limited; leaks are the address sanitizer's to find.
+    options += ["-rss_limit_mb=0", "-malloc_limit_mb=256"]
     subprocess.run([build_fuzzer(target, folder), *options, str(found), str(seeds)], check=True)
 
 
