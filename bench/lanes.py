@@ -131,8 +131,8 @@ class Lane:
         result["cpu_us"] = spent / count / 1000
         return result
 
-    def datagrams(self, flows: int, later: int) -> dict[str, Any]:
-        return self.load(self.client, "datagrams", self.server.ipv4, PORT, flows, later)
+    def datagrams(self, flows: int, later: int, port: int = PORT) -> dict[str, Any]:
+        return self.load(self.client, "datagrams", self.server.ipv4, port, flows, later)
 
     def stream(self, seconds: float) -> float:
         """Return octets per second of one connection."""

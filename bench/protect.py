@@ -38,15 +38,17 @@ def lab_pod(name: str, facts: dict[str, Any]) -> LabPod:
 
 
 def policies(count: int) -> dict[str, PolicyView]:
-    """Compile `count` policies: one that lets pod ``a`` reach pod ``b`` and no other, and others of other pods."""
+    """Compile `count` policies: one that lets pod ``a`` reach pod ``b`` and nothing else, and others of other pods."""
     decisive, problems = decode(
         {
             "apiVersion": "networking.k8s.io/v1",
             "kind": "NetworkPolicy",
-            "metadata": {"name": "only-a", "namespace": NAMESPACE},
+            "metadata": {"name": "a-to-b", "namespace": NAMESPACE},
             "spec": {
-                "podSelector": {"matchLabels": {"app": "b"}},
+                "podSelector": {},
+                "policyTypes": ["Ingress", "Egress"],
                 "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "a"}}}]}],
+                "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "b"}}}]}],
             },
         }
     )

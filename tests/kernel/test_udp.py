@@ -28,6 +28,8 @@ from pathlib import Path
 import pytest
 
 from agent.lab import Lab, LabPod, LabService
+from tests.harness import dnsmasq
+from tests.harness.dnsmasq import resolver
 from tests.harness.hostile import inject
 from tests.harness.node import OPEN, HeldPod, Node, Rules
 from tests.harness.segments import udp
@@ -373,34 +375,12 @@ def test_datagrams_larger_than_the_link(
 # -- programs ----------------------------------------------------------------------------------------------------------
 
 NAMES = 30
+needs_resolver = pytest.mark.skipif(
+    dnsmasq.find() is None, reason="dnsmasq is not installed: scripts/setup installs it"
+)
 
 
-@contextlib.contextmanager
-def resolver(pod: LabPod, directory: Path) -> Iterator[None]:
-    """dnsmasq on both addresses of a pod, answering for ``*.test`` alone; ended by its own process id."""
-    program = shutil.which("dnsmasq", path="/usr/sbin:/usr/bin:/sbin:/bin")
-    if program is None:
-        pytest.skip("dnsmasq is not installed: scripts/setup installs it")
-    log = (directory / "dnsmasq.log").open("wb")
-    command = [
-        program, "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--no-daemon",
-        "--address=/test/192.0.2.80", "--address=/test/2001:db8::80", f"--port={PORT}", "--bind-interfaces",
-        f"--listen-address={pod.ipv4}", f"--listen-address={pod.ipv6}", "--user=root", "--pid-file",
-    ]  # fmt: skip
-    running = pod.run(lambda: subprocess.Popen(command, stdout=log, stderr=log))
-    try:
-        deadline = time.monotonic() + 5
-        while not pod.command("ss", "-Hlnu", f"sport = :{PORT}").strip():
-            assert running.poll() is None, (directory / "dnsmasq.log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        yield
-    finally:
-        running.terminate()
-        running.wait(5)
-        log.close()
-
-
+@needs_resolver
 @pytest.mark.parametrize("via", ["direct", "service"])
 def test_a_real_resolver_under_default_deny(
     network: Network,
@@ -416,7 +396,7 @@ def test_a_real_resolver_under_default_deny(
     here, there = nodes
     hold_both(network, nodes)
     target, port = (network.server, PORT) if via == "direct" else (network.service, SERVICE_PORT)
-    with resolver(network.server, tmp_path):
+    with resolver(network.server, PORT, tmp_path):
         for number in range(NAMES):
             kind, expected = (("A", "192.0.2.80"), ("AAAA", "2001:db8::80"))[number % 2]
             dig = ("dig", "+short", "+tries=1", "+time=2", "-p", str(port), f"@{at(target, family)}")
@@ -443,13 +423,14 @@ def _ask_resolver(pod: LabPod, address: IP, port: int, number: int) -> float:
     return took
 
 
+@needs_resolver
 def test_the_first_query_to_an_unknown_resolver(
     network: Network, family: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Printed and not asserted: how long the exchange takes when neither end knows the other."""
     first: list[float] = []
     plain: list[float] = []
-    with resolver(network.server, tmp_path):
+    with resolver(network.server, PORT, tmp_path):
         plain += (_ask_resolver(network.client, at(network.server, family), PORT, number) for number in range(30))
         for number in range(10):
             with Node(network.lab.router) as here, Node(network.lab.router) as there:
@@ -463,6 +444,7 @@ def test_the_first_query_to_an_unknown_resolver(
         )
 
 
+@needs_resolver
 def test_glibc_asks_for_both_families_at_once(network: Network, nodes: tuple[Node, Node], tmp_path: Path) -> None:
     """getaddrinfo sends A and AAAA from one socket, one right behind the other."""
     here, there = nodes
@@ -472,7 +454,7 @@ def test_glibc_asks_for_both_families_at_once(network: Network, nodes: tuple[Nod
     look_up = (
         "import socket; print(sorted({a[4][0] for a in socket.getaddrinfo('%s.test', 80, type=socket.SOCK_STREAM)}))"
     )
-    with resolver(network.server, tmp_path):
+    with resolver(network.server, PORT, tmp_path):
         for number in range(8):
             script = f'mount --bind {resolv} /etc/resolv.conf && exec python3 -c "{look_up % f"host-{number}"}"'
             printed = network.client.command("unshare", "-m", "sh", "-c", script)
