@@ -15,10 +15,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     about_c = metafunc.module.__name__.rpartition(".")[2].startswith("test_fast")
     if not about_c and {"World", "Shop", "Storm", "Resolver"} & vars(metafunc.module).keys():
         chosen = metafunc.config.getoption("--impl")
-        metafunc.fixturenames.append("implementation")
         metafunc.parametrize("implementation", ["python", "c"] if chosen == "both" else [chosen], indirect=True)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world, "IMPLEMENTATION", request.param)
+    """Used by every test: a fixture that nobody asks for is not set up because a test has a parameter of its name."""
+    if hasattr(request, "param"):
+        monkeypatch.setattr(world, "IMPLEMENTATION", request.param)
