@@ -116,6 +116,12 @@ class ServerSide:
             flow.message = self._create_syn_ack(flow)
         flow.state, flow.server_isn, flow.syn_ack = state, packet.sequence, packet
         endpoint.answered[flow.tuple5] = flow
+        for tuple5 in {flow.tuple5, turn.tuple5}:
+            # The pod's kernel begins anew, so what went before on these ports is over. Should this exchange be
+            # forgotten before its proof, its data must not pass for that of the old connection.
+            old = endpoint.live.get(tuple5)
+            if old is not None and old.isn != flow.key[2]:
+                endpoint.live.pop(tuple5)
         return Result(Verdict.PASS_CLEAR, packet=with_tcp(packet, flow.message) if flow.message else None)
 
     def _create_syn_ack(self, flow: ServerFlow) -> bytes:

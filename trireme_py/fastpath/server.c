@@ -58,6 +58,16 @@ void tr_server_syn(struct tr_turn *turn)
     tr_pass(turn, TR_PASS, length);
 }
 
+/* The pod's kernel begins a connection: what went before on these ports is over. Should the exchange be forgotten before its proof, its data
+ * must not pass for that of the old connection. */
+static void end_old(struct tr_endpoint *endpoint, const struct tr_tuple *tuple, uint32_t isn)
+{
+    struct tr_live *old = tr_table_find(&endpoint->live, tr_hash(endpoint, tuple, sizeof *tuple), tuple);
+
+    if (old && old->isn != isn)
+        tr_forget_live(endpoint, old);
+}
+
 /* The pod's SYN-ACK leaves: attach the proof of who the pod is. */
 void tr_server_syn_ack(struct tr_turn *turn)
 {
@@ -105,6 +115,9 @@ void tr_server_syn_ack(struct tr_turn *turn)
     flow->server_isn = view->sequence;
     flow->answered_port = view->source_port;
     flow->syn_ack = syn_ack;
+    end_old(endpoint, &flow->tuple, flow->isn);
+    if (flow->answered_port != flow->tuple.own_port)
+        end_old(endpoint, &turn->tuple, flow->isn);
     tr_pass(turn, TR_PASS_CLEAR, length);
 }
 
