@@ -100,6 +100,8 @@ class Counters(NamedTuple):
     peers: int
     verdicts: int
     owned: int
+    proving: int
+    """Of the clients: the server has answered, and the proof has not left."""
 
 
 @dataclass(slots=True)
@@ -254,17 +256,23 @@ class FastDatapath(Datapath):
 
     def wind_up(self) -> None:
         super().wind_up()
-        self.forget_peers()  # the engine then answers nothing that is new, and what it parks is judged here
+        for endpoint, pod in self._pods.items():
+            # Without verdicts and destinations the engine answers nothing, and is taught none: all is judged here.
+            self._begin_policy(endpoint, pod, pod.policies[pod.policy])
 
     def unproven(self) -> int:
-        return super().unproven() + sum(self.counters(endpoint).servers for endpoint in self._pods)
+        engines = [self.counters(endpoint) for endpoint in self._pods]
+        return super().unproven() + sum(one.servers + one.proving for one in engines)
 
     def set_policy(self, endpoint: int, policy: PolicyView) -> None:
         pod = self._pods[endpoint]
         changed = policy is not pod.policies[pod.policy]
         super().set_policy(endpoint, policy)
-        if not changed:
-            return
+        if changed:
+            self._begin_policy(endpoint, pod, policy)
+
+    def _begin_policy(self, endpoint: int, pod: _Pod, policy: PolicyView) -> None:
+        """Have the engine forget every verdict and destination: what it accepts from now on is under this policy."""
         pod.policy = pod.engine.teach_policy()
         pod.policies[pod.policy] = policy
         if len(pod.policies) > MAX_POLICIES:
@@ -319,7 +327,7 @@ class FastDatapath(Datapath):
 
     def _teach(self, accepted: Acceptance) -> None:
         pod, tables = self._pods[accepted.endpoint], self._endpoints[accepted.endpoint]
-        if accepted.local is not tables.identity or not accepted.decision.allowed:
+        if accepted.local is not tables.identity or not accepted.decision.allowed or self._winding_up:
             return
         if tables.policy.installing:
             return  # until all agents are there Python notes who has presented an identity, packet by packet

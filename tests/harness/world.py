@@ -443,14 +443,17 @@ class World:
             if not isinstance(datapath, FastDatapath) or not one.identity or not other.identity:
                 continue
             pod = datapath._endpoints[0]
+            if pod.identity is None:
+                continue
             try:
                 peer = datapath._shared.identities.resolve_untrusted(
                     self.now, 0, other.identity.id, other.identity.assertion
                 )  # fmt: skip
+                datapath._shared.identities.pair_key(pod.identity, peer, local_is_client=direction is Direction.EGRESS)
                 decision = pod.policy.decide(direction, peer.identity, address, TCP, port)
-            except InvalidToken:
+            except InvalidToken:  # these two could not have met
                 continue
-            if decision.allowed and pod.identity is not None:
+            if decision.allowed:
                 target = dialled if direction is Direction.EGRESS else None
                 lesson = Acceptance(0, direction, pod.identity, peer, address, port, decision, target)
                 datapath._shared.teach(lesson)

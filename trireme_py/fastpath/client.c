@@ -101,6 +101,7 @@ void tr_client_syn_ack(struct tr_turn *turn)
         return tr_park(turn, TR_PARK_OWNED);
 
     flow->state = TR_SYN_ACK_CONSUMED;
+    endpoint->counters.proving++;
     flow->peer = tr_token_keep(peer->token);
     flow->actual = server;
     flow->server_isn = view->sequence;
@@ -136,6 +137,7 @@ static void prove(struct tr_turn *turn)
         return tr_park(turn, TR_PARK_OWNED);
 
     flow->state = TR_ACK_CREATED;
+    endpoint->counters.proving--;
     flow->ack = ack;
     flow->proven_ns = turn->now->mono_ns;
     live.port = flow->actual.port;

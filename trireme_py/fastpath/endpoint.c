@@ -136,6 +136,7 @@ bool tr_copy_headers(struct tr_headers *headers, const struct tr_view *view)
 
 void tr_forget_client(struct tr_endpoint *endpoint, struct tr_client *flow)
 {
+    endpoint->counters.proving -= flow->state == TR_SYN_ACK_CONSUMED;
     tr_token_release(flow->local);
     if (flow->peer)
         tr_token_release(flow->peer);

@@ -157,6 +157,7 @@ struct tr_counters {
     uint64_t accepted[2][TR_VERDICT_REASONS]; /* [0 ingress, 1 egress][model.Reason, in its order] */
     uint64_t unrecorded[2][TR_VERDICT_REASONS]; /* those of them that became no event: nobody listened, or nobody took older ones in time */
     uint32_t clients, servers, live, peers, verdicts, owned; /* entries now */
+    uint32_t proving; /* of the clients: the server has answered, and the proof has not left */
 };
 void tr_engine_counters(const struct tr_endpoint *, struct tr_counters *);
 

@@ -191,9 +191,9 @@ static PyObject *endpoint_counters(PyObject *object, PyObject *unused)
 
     (void)unused;
     LOCKED((struct endpoint_object *)object, tr_engine_counters(endpoint, &c));
-    return Py_BuildValue("NNNNNNIIIIII", list_of(c.drops, TR_REASONS), list_of(c.parked, TR_PARKS), list_of(c.accepted[0], TR_VERDICT_REASONS),
+    return Py_BuildValue("NNNNNNIIIIIII", list_of(c.drops, TR_REASONS), list_of(c.parked, TR_PARKS), list_of(c.accepted[0], TR_VERDICT_REASONS),
                          list_of(c.accepted[1], TR_VERDICT_REASONS), list_of(c.unrecorded[0], TR_VERDICT_REASONS), list_of(c.unrecorded[1], TR_VERDICT_REASONS), c.clients, c.servers, c.live, c.peers, c.verdicts,
-                         c.owned);
+                         c.owned, c.proving);
 }
 
 /* -- what Python owns -- */

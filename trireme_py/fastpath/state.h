@@ -219,7 +219,7 @@ struct tr_endpoint {
     void *translate_context;
     uint32_t nonces;
     uint8_t pool[TR_NONCES][TR_NONCE_SIZE];
-    struct tr_counters counters;
+    struct tr_counters counters; /* numbers of entries are filled in as they are asked for, but for `proving` */
     bool listening;
     uint32_t first_event, events_waiting;
     struct tr_event *events; /* TR_EVENTS of them, from the first time that somebody listens */
