@@ -26,6 +26,7 @@ from policy.lint import Finding, Severity
 from policy.lint import check as lint
 from policy.matrix import make_matrix, render_lines, render_svg
 from policy.objects import ClusterNetworkPolicy, NetworkPolicy
+from policy.ports import describe_flow
 from policy.verdicts import InputError, answer_lines, parse_flow
 from policy.workloads import with_workloads
 from trireme_py.model import Direction, PlainLabels
@@ -135,7 +136,9 @@ def explain(
     evaluator = _evaluator(_load(_chosen(paths, runtime) or (Path(),)))
     try:
         name, port = split_target(target)
-        number, _ = parse_flow(protocol, 0 if port is not None else port, target)
+        number, without = parse_flow(protocol, 0 if port is not None else port, target)
+        if port is not None and without is None:
+            _fail(f"{describe_flow(number, None)} has no ports; write {name} alone")
         outcome = ask(evaluator, source, name, number, port)
         found = explaining.explain(evaluator, source, name, number, outcome.port)
     except (InputError, UnknownEndpoint) as error:
@@ -163,6 +166,8 @@ def _show_explanation(found: explaining.Explanation) -> None:
                 _line(f"      {rule.rule} {rule.action}: peer {peer} {rule.peer}; port {port} {rule.ports}")
         if not side.policies:
             _line(f"    no policy selects it for {side.direction}")
+    if found.note:
+        _line(found.note)
     if found.advice:
         _line(f"To allow it, {found.advice}")
 
@@ -337,7 +342,7 @@ def _load(paths: Iterable[Path]) -> Loaded:
 
 
 def _evaluator(loaded: Loaded) -> Evaluator:
-    return Evaluator.of(loaded.objects)
+    return Evaluator.as_enforced(loaded.objects)
 
 
 def _fail(text: str) -> NoReturn:

@@ -76,6 +76,20 @@ def test_explain(folder: Path) -> None:
     assert [side["decision"]["reason"] for side in found["sides"]] == ["unidentified"]
 
 
+def test_explain_judges_a_ping_as_the_agent_does(folder: Path) -> None:
+    """By address: labels travel on TCP and UDP only (docs/udp.md)."""
+    text = (folder / "shop.yaml").read_text().replace("    ports: [{port: 5432}]\n", "")
+    (folder / "shop.yaml").write_text(text)
+    denied = trireme("explain", "shop/web", "shop/db", "--protocol", "ICMP", "-f", folder)
+    assert (denied.exit_code, denied.output.splitlines()[0]) == (1, "DENY  ICMP  shop/web -> shop/db")
+    assert "ICMP carries no identity: pods are judged by address" in denied.output
+    assert "To allow it" not in denied.output, "these pods have no addresses"
+    assert trireme("explain", "shop/web", "shop/db:80", "--protocol", "SCTP", "-f", folder).exit_code == 1
+    assert trireme("explain", "shop/web", "shop/db:80", "--protocol", "UDP", "-f", folder).exit_code == 0
+    port = trireme("explain", "shop/web", "shop/db:80", "--protocol", "ICMP", "-f", folder)
+    assert (port.exit_code, port.stderr) == (2, "trireme policy: ICMP has no ports; write shop/db alone\n")
+
+
 def test_show(folder: Path) -> None:
     shown = trireme("show", folder)
     assert shown.exit_code == 0
