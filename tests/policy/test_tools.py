@@ -98,6 +98,11 @@ def load(extra: str = "") -> Loaded:
         (ADMIN + "egress: [{action: Deny, to: [{nodes: {}}]}]}",
          "no-nodes", "spec.egress[0]"),
         ("---\ntests: [{from: a/b, to: c/d, expect: alow}]\n", "invalid", "tests[0].expect"),
+        (ALL + "ingress: [{from: [{podSelector: {matchLabels: {app: web}}}], ports: [{port: 5, protocol: SCTP}]}]}",
+         "no-identity", "spec.ingress[0]"),
+        (ADMIN + "egress: [{action: Deny, to: [{namespaces: {}}], "
+         "protocols: [{sctp: {destinationPort: {number: 5}}}]}]}",
+         "no-identity", "spec.egress[0]"),
     ],
 )  # fmt: skip
 def test_advice(extra: str, code: str, field: str) -> None:
@@ -112,6 +117,16 @@ def test_advice(extra: str, code: str, field: str) -> None:
 def test_a_sound_set_gets_no_advice() -> None:
     egress = NP + f"{{podSelector: {{}}, policyTypes: [Egress], egress: [{{to: [{{podSelector: {{}}}}]}}, {DNS}]}}"
     assert not check(load(egress))
+
+
+def test_sctp_by_address_or_for_everyone_gets_no_advice() -> None:
+    ports = "ports: [{port: 5, protocol: SCTP}]"
+    rules = f"{{from: [{{ipBlock: {{cidr: 10.0.0.0/8}}}}], {ports}}}, {{{ports}}}"
+    assert not check(load(ALL + f"ingress: [{rules}]}}"))
+    (found,) = check(load(ALL + f"ingress: [{{from: [{{podSelector: {{}}}}], {ports}}}]}}"))
+    assert str(found).endswith(
+        "warning: spec.ingress[0] SCTP carries no identity: from[0] matches nothing; use ipBlock [no-identity]"
+    )
 
 
 def test_dns_may_be_allowed_by_another_policy_for_the_same_pods() -> None:
