@@ -237,5 +237,15 @@ class RuntimeDirectory:
             self._lock = None
 
 
+def no_answer(what: str, path: Path, error: OSError, as_root: str) -> KernelError:
+    """Say why nobody answers on a socket in a runtime directory. ``as_root``: the command that may ask."""
+    if isinstance(error, PermissionError):
+        return KernelError(f"{what} {path}: is for root alone; run: {as_root}")
+    return KernelError(
+        f"{what} {path}: {error.strerror or error}; is the agent running? "
+        "Start it with: trireme agent --config DIR; or name its spec.runtimeDirectory: --runtime-directory DIR"
+    )
+
+
 def _for_root_alone(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)

@@ -10,20 +10,14 @@ import click
 import msgspec
 
 from agent.commands.exits import ERROR, FINDING, Command
-from agent.config import DEFAULT_RUNTIME_DIRECTORY
+from agent.commands.where import as_root, runtime_directory_option
 from agent.runtime import RuntimeDirectory
 from agent.status import Status, read_status
 from trireme_py.errors import KernelError
 
 
 @click.command(name="status", cls=Command)
-@click.option(
-    "--runtime-directory",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_RUNTIME_DIRECTORY,
-    show_default=True,
-    help="The agent's runtimeDirectory.",
-)
+@runtime_directory_option
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.pass_context
 def command(ctx: click.Context, runtime_directory: Path, output: str) -> None:
@@ -32,7 +26,7 @@ def command(ctx: click.Context, runtime_directory: Path, output: str) -> None:
     Counters begin with its start. Exit status 0: all is well, 1: something is not, 2: no agent answers, 3: wrong usage.
     """
     try:
-        status = read_status(RuntimeDirectory(runtime_directory).status_socket)
+        status = read_status(RuntimeDirectory(runtime_directory).status_socket, as_root("status", runtime_directory))
     except KernelError as error:
         click.echo(f"trireme status: {error}", err=True)
         ctx.exit(ERROR)

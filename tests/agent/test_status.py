@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 import pytest
@@ -14,6 +19,8 @@ from click.testing import CliRunner
 
 from agent.cli import main
 from agent.commands.status import findings, render
+from agent.commands.where import as_root
+from agent.config import DEFAULT_RUNTIME_DIRECTORY
 from agent.runtime import RuntimeDirectory
 from agent.status import Queues, Status, StatusServer, read_status
 from trireme_py.errors import KernelError
@@ -114,6 +121,35 @@ def test_without_an_agent_the_next_command_is_named(tmp_path: Path) -> None:
     assert (code, shown) == (2, "")
     assert "trireme agent --config DIR" in said
     assert run(tmp_path, "--output", "yaml")[0] == 3
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Be a user without rights for a while, where this is root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["status", "check", "observe"])
+def test_who_is_not_root_is_told_so(name: str) -> None:
+    """And not that an option is wrong: the agent may run well."""
+    importlib.import_module(f"agent.commands.{name}")  # nobody may not be able to
+    with TemporaryDirectory() as parent:  # nobody can look into it, unlike into pytest's
+        Path(parent).chmod(0o755)
+        directory = Path(parent) / "run"
+        directory.mkdir(mode=0o000)
+        with nobody():
+            done = CliRunner().invoke(main, [name, "--runtime-directory", str(directory)])
+    assert done.exit_code == 2, done.output
+    assert f"run: sudo trireme {name} --runtime-directory {directory}\n" in done.output
+    assert f"{directory}/{'observe' if name == 'observe' else 'status'}.sock: is for root alone" in done.output
+    assert as_root(name, Path(DEFAULT_RUNTIME_DIRECTORY)) == f"sudo trireme {name}"
 
 
 def test_one_that_cannot_be_told_does_not_end_the_server(tmp_path: Path) -> None:
