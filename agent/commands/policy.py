@@ -16,6 +16,7 @@ from typing import IO, Any, Final, NoReturn
 import click
 
 from agent import config
+from agent.commands.remote import in_a_pod
 from agent.config import DEFAULT_RUNTIME_DIRECTORY
 from policy import explain as explaining
 from policy.diff import compare
@@ -315,6 +316,11 @@ def _chosen(paths: tuple[Path, ...], runtime: Path | None) -> tuple[Path, ...]:
     """Return the files, and those that the agent keeps of what it has in force (agent/folder.py)."""
     if runtime is None:
         return paths
+    if (click.get_current_context().find_root().info_name or "").startswith("kubectl "):
+        _fail(
+            "--agent reads the agent of this machine, not of a node; in an agent's pod (name it for that of one node) "
+            f"run: {in_a_pod(sys.argv[1:])}"
+        )
     kept = runtime / "last-good"
     try:
         kept.stat()
