@@ -111,7 +111,7 @@ class Evaluator:
             namespace, _, name = text.partition("/")
             pod = self.snapshot.pods.get((namespace, name))
             if pod is None:
-                raise UnknownEndpoint(f"no pod {text} in the given files")
+                raise UnknownEndpoint(f"no pod {text} is known")
             if pod.completed:
                 free = tuple(address for address in pod.addresses if address not in self._by_address)
                 return Endpoint(text, None, free)

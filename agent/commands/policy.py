@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,19 +17,19 @@ from typing import IO, Any, Final, NoReturn
 import click
 
 from agent import config
+from agent.commands.question import read_question
 from agent.commands.remote import in_a_pod
 from agent.config import DEFAULT_RUNTIME_DIRECTORY
 from policy import explain as explaining
 from policy.diff import compare
 from policy.evaluate import Evaluator, UnknownEndpoint
-from policy.expectations import ask, read_expectations, run, split_target
+from policy.expectations import ask, read_expectations, run
 from policy.files import Loaded, load_files
 from policy.lint import Finding, Severity
 from policy.lint import check as lint
 from policy.matrix import make_matrix, render_lines, render_svg
 from policy.objects import ClusterNetworkPolicy, NetworkPolicy
-from policy.ports import describe_flow
-from policy.verdicts import InputError, answer_lines, parse_flow
+from policy.verdicts import InputError, answer_lines
 from policy.workloads import with_workloads
 from trireme_py.model import Direction, PlainLabels
 
@@ -136,14 +137,13 @@ def explain(
     """
     evaluator = _evaluator(_load(_chosen(paths, runtime) or (Path(),)))
     try:
-        name, port = split_target(target)
-        number, without = parse_flow(protocol, 0 if port is not None else port, target)
-        if port is not None and without is None:
-            _fail(f"{describe_flow(number, None)} has no ports; write {name} alone")
+        name, number, port = read_question(evaluator, source, target, protocol, _command("show", paths, runtime))
         outcome = ask(evaluator, source, name, number, port)
         found = explaining.explain(evaluator, source, name, number, outcome.port)
-    except (InputError, UnknownEndpoint) as error:
-        _fail(f"{error}; write namespace/pod:port, and see `trireme policy show` for the pods there are")
+    except InputError as error:
+        _fail(str(error))
+    except UnknownEndpoint as error:
+        _fail(f"TO: {error}")
     if output == "json":
         _json(found.as_json())
     else:
@@ -297,7 +297,7 @@ def matrix(paths: tuple[Path, ...], runtime: Path | None, svg: IO[str] | None, o
     if made.left_out:
         _line(f"{made.left_out} further workloads are left out; name fewer files")
     if not made.workloads:
-        _fail("no pods in these files; add Pods, or the Deployments that make them")
+        _fail("no pod is known; add Pods, or the Deployments that make them")
 
 
 @command.command()
@@ -339,11 +339,20 @@ def _given(paths: tuple[Path, ...], runtime: Path | None) -> tuple[Path, ...]:
     return chosen
 
 
-def _load(paths: Iterable[Path]) -> Loaded:
+def _command(name: str, paths: tuple[Path, ...], runtime: Path | None = None) -> str:
+    """Write the command of that name about the same files."""
+    words = [] if runtime is None else ["--agent"]
+    if runtime not in (None, Path(DEFAULT_RUNTIME_DIRECTORY)):
+        words.append(str(runtime))
+    files = map(str, paths or (() if words else (Path(),)))
+    return shlex.join(["trireme", "policy", name, *files, *words])
+
+
+def _load(paths: tuple[Path, ...]) -> Loaded:
     """Read files; problems end the command, because an answer from half of the policies would be a wrong one."""
     loaded = with_workloads(load_files(paths))
     if loaded.problems:
-        _fail("\n".join(map(str, loaded.problems)) + "\nrun `trireme policy check` on these files first")
+        _fail("\n".join(map(str, loaded.problems)) + f"\nrun this first: {_command('check', paths)}")
     return loaded
 
 

@@ -87,7 +87,10 @@ def test_explain_judges_a_ping_as_the_agent_does(folder: Path) -> None:
     assert trireme("explain", "shop/web", "shop/db:80", "--protocol", "SCTP", "-f", folder).exit_code == 1
     assert trireme("explain", "shop/web", "shop/db:80", "--protocol", "UDP", "-f", folder).exit_code == 0
     port = trireme("explain", "shop/web", "shop/db:80", "--protocol", "ICMP", "-f", folder)
-    assert (port.exit_code, port.stderr) == (2, "trireme policy: ICMP has no ports; write shop/db alone\n")
+    assert (port.exit_code, port.stderr) == (
+        2,
+        "trireme policy: TO: shop/db:80 names a port, and ICMP has none; write shop/db\n",
+    )
 
 
 def test_show(folder: Path) -> None:
@@ -172,15 +175,63 @@ def test_broken_files_end_in_one_message(folder: Path) -> None:
     for args in (("show", folder), ("matrix", folder), ("test", folder), ("diff", folder, folder)):
         result = trireme(*args)
         assert result.exit_code == 2
-        assert "run `trireme policy check`" in result.stderr
+        assert f"run this first: trireme policy check {folder}\n" in result.stderr
 
 
 def test_explain_without_a_port_says_how_to_write_it(folder: Path) -> None:
     result = trireme("explain", "shop/web", "shop/db", "-f", folder)
-    assert (result.exit_code, result.output.partition(";")[0]) == (
+    assert (result.exit_code, result.output) == (
         2,
-        "trireme policy: shop/db.port: is missing, and TCP needs one",
+        "trireme policy: TO: shop/db names no port, and TCP needs one; write shop/db:80\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("args", "advice"),
+    [
+        (
+            ("web", "shop/db:80"),
+            "FROM: 'web' is neither namespace/pod nor an IP address; write namespace/pod or an addr",
+        ),
+        (("shop/web:80", "shop/db:80"), "FROM takes neither; write shop/web\n"),
+        (("[2001:db8::1]:80", "shop/db:80"), "FROM takes neither; write 2001:db8::1\n"),
+        (("[2001:db8::1]", "shop/db:80"), "FROM takes neither; write 2001:db8::1\n"),
+        (
+            ("shop/web", "db:80"),
+            "TO: 'db' is neither namespace/pod nor an IP address; write namespace/pod:80 or address",
+        ),
+        (
+            ("shop/web", "shop/web:nope"),
+            "TO: shop/web has no container port named 'nope' for TCP; its ports are http (TCP 80)",
+        ),
+        (("shop/web", "shop/db:nope"), "it names no port; write the number"),
+        (("shop/web", "2001:db8::1:80"), "IPv6 wants '[2001:db8::1]:80'"),
+        (("shop/web", "shop/db:0"), "TO: shop/db:0: 0 is not a port; write one from 1 to 65535"),
+        (("shop/web", "shop/db:65536"), "65536 is not a port"),
+        (
+            ("shop/web", "shop/db:80", "--protocol", "IGMP"),
+            "--protocol IGMP: is not one of TCP, UDP, SCTP, ICMP, ICMPV6",
+        ),
+    ],
+)
+def test_explain_says_of_each_argument_what_is_wrong(folder: Path, args: tuple[str, ...], advice: str) -> None:
+    result = trireme("explain", *args, "-f", folder)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert advice in result.stderr
+
+
+def test_explain_names_the_command_that_lists_the_pods(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The same files, or the same agent, so that the line can be pasted."""
+    runtime = tmp_path_factory.mktemp("run")
+    FolderReader(folder, RuntimeDirectory(runtime).last_good).read()
+    of_files = trireme("explain", "a/b", "shop/db:80", "-f", folder).stderr
+    assert of_files.endswith(
+        f"FROM: no pod a/b is known; write namespace/pod or an address; see the pods there are: "
+        f"trireme policy show {folder}\n"
+    )
+    of_agent = trireme("explain", "a/b", "shop/db:80", "--agent", runtime).stderr
+    assert of_agent.endswith(f"see the pods there are: trireme policy show --agent {runtime}\n")
+    assert "files" not in of_agent
 
 
 def test_check_reads_the_agent_s_configuration(folder: Path) -> None:
