@@ -232,6 +232,7 @@ def test_command(paths: tuple[Path, ...], output: str) -> None:
                     "from": each.expectation.source,
                     "to": each.expectation.destination,
                     "expect": "allow" if each.expectation.allow else "deny",
+                    "by": each.expectation.by,
                     "actual": each.actual,
                     "passed": each.passed,
                 }
@@ -241,7 +242,7 @@ def test_command(paths: tuple[Path, ...], output: str) -> None:
     else:
         for each in results:
             wanted = each.expectation
-            expected = "allow" if wanted.allow else "deny"
+            expected = ("allow" if wanted.allow else "deny") + (f" by {wanted.by}" if wanted.by else "")
             port = "" if wanted.port is None else f":{wanted.port}"
             name = f"{wanted.source} -> {wanted.destination}{port}"
             why = each.outcome.deciding.nearest or each.outcome.deciding.policy if each.outcome is not None else ""

@@ -116,6 +116,16 @@ def test_test(folder: Path) -> None:
     assert [each["passed"] for each in json.loads(trireme("test", folder, "-o", "json").output)] == [True, False]
 
 
+def test_test_says_which_policy_was_to_decide(folder: Path) -> None:
+    by = "NetworkPolicy/shop/other"
+    (folder / "tests.yaml").write_text(
+        f"---\ntests: [{{from: shop/web, to: 'shop/db:5432', expect: allow, by: {by}}}]\n"
+    )
+    failed = trireme("test", folder)
+    assert f"expected allow by {by}, got allow by NetworkPolicy/shop/db  (" in failed.output
+    assert json.loads(trireme("test", folder, "-o", "json").output)[0]["by"] == by
+
+
 def test_diff(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = tmp_path_factory.mktemp("new")
     (other / "shop.yaml").write_text(POLICIES.replace("app: web}}}]", "app: cart}}}]"))
