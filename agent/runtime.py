@@ -87,6 +87,11 @@ class RuntimeDirectory:
     def _state(self) -> Path:
         return self.path / "state.json"
 
+    @property
+    def used(self) -> bool:
+        """Whether an agent has left anything here."""
+        return any(map(os.path.lexists, (self._state, self.path / NODE, self.path / LOCK, self.last_good)))
+
     def lock(self) -> None:
         """Take the directory for this process. Raises ConfigError if an agent runs, or it cannot be made or trusted."""
         if (pid := self._try_lock()) is not None:
