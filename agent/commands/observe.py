@@ -90,8 +90,7 @@ def render(record: FlowRecord) -> str:
     peer = _peer_name(record)
     source, destination = (peer, record.pod) if record.direction == "ingress" else (record.pod, peer)
     verdict = click.style(record.verdict.upper(), fg=_COLOURS.get(record.verdict), bold=True)
-    reason = record.reason.replace("_", "-")
-    what = f"{verdict}  {record.direction}  {reason}  {record.protocol}"
+    what = f"{verdict}  {record.direction}  {record.reason}  {record.protocol}"
     lines = [f"{record.time[11:23]}  {source} → {destination}{port}  {what}"]
     if record.policy:
         lines.append(f"{_INDENT}by {record.policy}{_rule(record)}   {_identity_words(record)}")

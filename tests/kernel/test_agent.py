@@ -120,7 +120,7 @@ def test_a_policy_written_to_the_folder_is_enforced_counted_and_seen(
         seen = trireme("observe", "--runtime-directory", str(configuration.runtime), "--last", "9", "--verdict", "deny")
         assert seen.returncode == 0
         first, by, closest = seen.stdout.splitlines()[:3]
-        assert "shop/client [app=client] → shop/server:80  DENY  ingress  no-match  TCP" in first
+        assert "shop/client [app=client] → shop/server:80  DENY  ingress  no_match  TCP" in first
         assert "NetworkPolicy/shop/only" in by
         assert "needs app=nobody" in closest
 
