@@ -20,6 +20,7 @@ from agent import config
 from agent.commands.question import read_question
 from agent.commands.remote import in_a_pod
 from agent.config import DEFAULT_RUNTIME_DIRECTORY
+from agent.words import count
 from policy import explain as explaining
 from policy.diff import compare
 from policy.evaluate import Evaluator, UnknownEndpoint
@@ -115,8 +116,8 @@ def check(paths: tuple[Path, ...], output: str) -> None:
         for each in findings:
             _line(str(each), _SEVERITY_COLOURS[each.severity])
         counts = {severity: sum(1 for each in findings if each.severity is severity) for severity in Severity}
-        numbers = ", ".join(f"{count} {severity.value}{'s' * (count != 1)}" for severity, count in counts.items())
-        _line(f"{_count(len(loaded.policies), 'policy', 'policies')} checked: {numbers}")
+        numbers = ", ".join(count(number, severity.value) for severity, number in counts.items())
+        _line(f"{count(len(loaded.policies), 'policy', 'policies')} checked: {numbers}")
     if any(each.severity is not Severity.NOTE for each in findings):
         sys.exit(FINDING)
 
@@ -251,7 +252,7 @@ def test_command(paths: tuple[Path, ...], output: str) -> None:
             )
             place = f"  ({wanted.file}:{wanted.line}{f'; {why}' if why else ''})"
             _line(text + ("" if each.passed else place), "green" if each.passed else "red")
-        _line(f"{_count(len(results), 'test', 'tests')}, {len(failed)} failed")
+        _line(f"{count(len(results), 'test')}, {len(failed)} failed")
     if failed:
         sys.exit(FINDING)
 
@@ -399,10 +400,6 @@ def _table(title: str, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]])
     for row in (header, *texts):
         click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
     click.echo()
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 def _bare(keys: Iterable[str]) -> list[str]:

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from agent import checks
 from agent.cli import main
 from agent.commands.status import findings, render
 from agent.commands.where import as_root
@@ -74,7 +75,7 @@ def test_what_is_well_fits_on_one_screen() -> None:
         ),
         ({"audit": True}, "nothing is refused by policy"),
         ({"queues": Queues(dropped=3)}, "dropped 3 packets"),
-        ({"crashes": 1}, "1 unexpected exceptions"),
+        ({"crashes": 1}, "1 unexpected exception of"),
         ({"unprotected": ("shop/vpn: CAP_NET_ADMIN",)}, "not protected: shop/vpn: CAP_NET_ADMIN"),
         ({"problems": ("Pod shop/web: no namespace",)}, "Pod shop/web: no namespace"),
     ],
@@ -84,6 +85,18 @@ def test_what_is_not_well_is_listed_last(change: dict[str, object], words: str) 
     (found,) = findings(status)
     assert words in found
     assert list(render(status, NOW))[-2:] == ["Problems     1", f"  {found}"]
+
+
+def test_one_is_not_many() -> None:
+    shown = list(render(msgspec.structs.replace(WELL, policies=1, queues=Queues(packets=1)), NOW))
+    assert shown[3] == "Policy       1 policy, revision 418"
+    assert "1 packet judged" in shown[4]
+    (line,) = [
+        one.text
+        for one in checks.agent(msgspec.structs.replace(WELL, pods=1, policies=1), "1.2.3", NOW)
+        if one.anchor == "a-pods"
+    ]
+    assert line == "1 pod under enforcement, 1 policy in force"
 
 
 def test_a_thread_that_is_silent_is_told_once() -> None:
