@@ -43,7 +43,8 @@ class Finding:
     def __str__(self) -> str:
         field = f" {self.field}" if self.field else ""
         hint = f"; {self.hint}" if self.hint else ""
-        return f"{self.file}:{self.line}: {self.severity.value}:{field} {self.message}{hint} [{self.code}]"
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.severity.value}:{field} {self.message}{hint} [{self.code}]"
 
 
 def check(loaded: Loaded) -> list[Finding]:

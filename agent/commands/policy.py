@@ -104,7 +104,9 @@ def check(paths: tuple[Path, ...], output: str) -> None:
 
     An AgentConfig is checked, too; the key files it names are not.
     """
-    loaded = with_workloads(load_files(paths))
+    loaded = _read(paths)
+    if not (loaded.objects or loaded.others or loaded.problems):
+        _notice(f"nothing found in {', '.join(map(str, paths))}; name files or folders with .yaml, .yml or .json files")
     findings = lint(loaded)
     findings.extend(
         Finding(Severity.ERROR, "invalid", one.file, one.line, config.KIND, one.field, one.message, one.hint)
@@ -196,6 +198,9 @@ def show(paths: tuple[Path, ...], runtime: Path | None, namespace: str, output: 
         for pod in loaded.pods
         if namespace in ("", pod.namespace)
     ]
+    if not policies and not pods:
+        where = f"namespace {namespace} of " if namespace else ""
+        _notice(f"nothing found in {where}{', '.join(map(str, _given(paths, runtime)))}")
     if output == "json":
         _json({"policies": policies, "pods": pods})
         return
@@ -341,6 +346,20 @@ def _given(paths: tuple[Path, ...], runtime: Path | None) -> tuple[Path, ...]:
     return chosen
 
 
+def _read(paths: tuple[Path, ...]) -> Loaded:
+    wrong: list[str] = []
+    for path in paths:
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            wrong.append(f"{path}: does not exist; name files or folders")
+        except OSError as error:
+            wrong.append(f"{path}: cannot be read: {error.strerror}; check its owner and mode")
+    if wrong:
+        _fail("\n".join(wrong))
+    return with_workloads(load_files(paths))
+
+
 def _command(name: str, paths: tuple[Path, ...], runtime: Path | None = None) -> str:
     """Write the command of that name about the same files."""
     words = [] if runtime is None else ["--agent"]
@@ -352,7 +371,7 @@ def _command(name: str, paths: tuple[Path, ...], runtime: Path | None = None) ->
 
 def _load(paths: tuple[Path, ...]) -> Loaded:
     """Read files; problems end the command, because an answer from half of the policies would be a wrong one."""
-    loaded = with_workloads(load_files(paths))
+    loaded = _read(paths)
     if loaded.problems:
         _fail("\n".join(map(str, loaded.problems)) + f"\nrun this first: {_command('check', paths)}")
     return loaded
@@ -366,6 +385,11 @@ def _fail(text: str) -> NoReturn:
     for line in text.splitlines():
         click.echo(f"trireme policy: {line}", err=True)
     sys.exit(ERROR)
+
+
+def _notice(text: str) -> None:
+    """Say what is no error and might go unseen; apart from the answer, which may be JSON."""
+    click.echo(f"trireme policy: {text}", err=True)
 
 
 def _json(value: Any) -> None:

@@ -64,6 +64,19 @@ def test_check(folder: Path) -> None:
     assert [(each["severity"], each["field"]) for each in found] == [("error", "spec.ingress[0].ports[0].prt")]
 
 
+def test_what_is_empty_is_said(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A wrong folder or namespace must not look like one without a fault."""
+    empty = tmp_path_factory.mktemp("empty")
+    checked = trireme("check", empty)
+    assert checked.exit_code == 0
+    assert checked.stderr.startswith(f"trireme policy: nothing found in {empty}; name files or folders with .yaml")
+    assert json.loads(trireme("check", empty, "-o", "json").stdout) == []
+    shown = trireme("show", folder, "-n", "nope")
+    assert (shown.exit_code, shown.stderr) == (0, f"trireme policy: nothing found in namespace nope of {folder}\n")
+    assert trireme("show", empty).stderr == f"trireme policy: nothing found in {empty}\n"
+    assert trireme("show", folder).stderr == trireme("check", folder).stderr == ""
+
+
 def test_explain(folder: Path) -> None:
     allowed = trireme("explain", "shop/web", "shop/db:5432", "-f", folder)
     assert allowed.exit_code == 0
@@ -101,7 +114,7 @@ def test_show(folder: Path) -> None:
     assert "\x1b" not in shown.output
     found = json.loads(trireme("show", folder, "-n", "shop", "-o", "json").output)
     assert found["pods"][2]["ingress"] == ["NetworkPolicy/shop/db"]
-    assert json.loads(trireme("show", folder, "-n", "other", "-o", "json").output) == {"policies": [], "pods": []}
+    assert json.loads(trireme("show", folder, "-n", "other", "-o", "json").stdout) == {"policies": [], "pods": []}
 
 
 def test_test(folder: Path) -> None:
@@ -170,7 +183,9 @@ def test_verdicts() -> None:
         (("explain", "a/b", "shop/db:5432"), 2, "no pod a/b"),
         (("explain", "shop/web", "shop/db"), 2, "port"),
         (("explain", "shop/web", "shop/db:nope"), 2, "no container port named 'nope'"),
-        (("show", "/does/not/exist"), 2, "does not exist"),
+        (("show", "/does/not/exist"), 2, "/does/not/exist: does not exist; name files or folders\n"),
+        (("check", "/does/not/exist"), 2, "/does/not/exist: does not exist; name files or folders\n"),
+        (("chek", "."), 3, "Did you mean 'check'?"),
     ],
 )
 def test_mistakes(folder: Path, args: tuple[str, ...], code: int, text: str) -> None:

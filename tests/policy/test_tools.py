@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from policy.diff import compare
+from policy.document import MAX_BYTES
 from policy.evaluate import Evaluator, UnknownEndpoint
 from policy.expectations import read_expectations, run, split_target
 from policy.explain import explain
@@ -117,6 +118,12 @@ def test_advice(extra: str, code: str, field: str) -> None:
 def test_a_sound_set_gets_no_advice() -> None:
     egress = NP + f"{{podSelector: {{}}, policyTypes: [Egress], egress: [{{to: [{{podSelector: {{}}}}]}}, {DNS}]}}"
     assert not check(load(egress))
+
+
+def test_a_file_that_cannot_be_read_has_no_line(tmp_path: Path) -> None:
+    (tmp_path / "large.yaml").write_bytes(b"#" * (MAX_BYTES + 1))
+    (found,) = check(load_folder(tmp_path))
+    assert str(found).startswith(f"{tmp_path}/large.yaml: error: is larger than")
 
 
 def test_sctp_by_address_or_for_everyone_gets_no_advice() -> None:
