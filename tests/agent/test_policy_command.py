@@ -77,6 +77,14 @@ def test_what_is_empty_is_said(folder: Path, tmp_path_factory: pytest.TempPathFa
     assert trireme("show", folder).stderr == trireme("check", folder).stderr == ""
 
 
+def test_a_command_that_is_misspelt_is_suggested() -> None:
+    wrong = CliRunner().invoke(main, ["polcy"])
+    assert wrong.exit_code == 2
+    assert "No such command 'polcy'. Did you mean 'policy'?" in wrong.stderr
+    assert CliRunner().invoke(main, ["xyzzy"]).stderr.endswith("No such command 'xyzzy'.\n")
+    assert "No such option" in CliRunner().invoke(main, ["--nope"]).stderr
+
+
 def test_explain(folder: Path) -> None:
     allowed = trireme("explain", "shop/web", "shop/db:5432", "-f", folder)
     assert allowed.exit_code == 0
