@@ -23,6 +23,7 @@ from agent.rules import families
 from agent.rules_restore import Variant, attempt, takes
 from agent.ruleset import Words
 from agent.status import Status
+from agent.words import count
 from trireme_py.errors import KernelError
 
 CAPABILITIES: Final = {"NET_ADMIN": 12, "NET_RAW": 13, "SYS_ADMIN": 21}  # include/uapi/linux/capability.h
@@ -237,9 +238,10 @@ def _enforcement(status: Status) -> Iterator[Check]:
     for text in status.unprotected:
         step = "take the capability or the runtime class away; or set spec.kubernetes.unprotected to refuse"
         yield _warning("agent", "a-unprotected", f"rules cannot hold {text}", step)
-    yield _passed("agent", "a-pods", f"{status.pods} pods under enforcement, {status.policies} policies in force")
+    policies = count(status.policies, "policy", "policies")
+    yield _passed("agent", "a-pods", f"{count(status.pods, 'pod')} under enforcement, {policies} in force")
     if status.kind == "kubernetes" and status.not_enforced:
-        text = f"{status.not_enforced} pods of this node are not under enforcement"
+        text = f"{count(status.not_enforced, 'pod')} of this node not under enforcement"
         yield _warning(
             "agent", "a-pods", text, "the agent's log names them; those that start or end are no cause for worry"
         )
@@ -247,13 +249,14 @@ def _enforcement(status: Status) -> Iterator[Check]:
 
 def _losses(status: Status) -> Iterator[Check]:
     if status.queues.dropped:
-        text = f"the kernel dropped {status.queues.dropped} packets since the agent's start: queue or socket full"
+        packets = count(status.queues.dropped, "packet")
+        text = f"the kernel dropped {packets} since the agent's start: queue or socket full"
         yield _warning("agent", "a-queue-drops", text, "more CPU for the agent; see trireme_nfqueue_dropped_total")
     if status.crashes:
-        text = f"{status.crashes} unexpected exceptions of the data path since the agent's start"
+        text = f"{count(status.crashes, 'unexpected exception')} of the data path since the agent's start"
         yield _warning("agent", "a-crashes", text, "each is in its log: please report it")
     if not status.queues.dropped and not status.crashes:
-        yield _passed("agent", "a-queue-drops", f"{status.queues.packets} packets judged, none lost")
+        yield _passed("agent", "a-queue-drops", f"{count(status.queues.packets, 'packet')} judged, none lost")
 
 
 def _identity(status: Status, now: datetime) -> Iterator[Check]:

@@ -85,7 +85,8 @@ def create_authority(directory: Path, trust_domain: str, now: datetime, days: in
     try:
         check_trust_domain(trust_domain)
     except InvalidToken as error:
-        raise CredentialError(f"{trust_domain!r}: {error}") from error
+        text = str(error).removeprefix(f"{error.reason.value}: ")
+        raise CredentialError(f"--trust-domain {trust_domain!r}: {text}; write one such as prod.example.org") from error
     key = generate_key()
     name = _name(f"{trust_domain} authority")
     now = now.replace(microsecond=0)

@@ -9,6 +9,7 @@ from agent import netns
 from agent.kubernetes.cni_install import CniInstallation
 from agent.kubernetes.config import CniConfig
 from agent.runtime import CNI_SOCKET, RuntimeDirectory
+from agent.wanted import OWN_NAMESPACE
 from trireme_py.errors import KernelError, TriremeError
 
 
@@ -58,5 +59,5 @@ def _clean(namespace: Path, say: Callable[[str], None]) -> str:
         if not netns.exists(namespace):
             return ""  # a pod that ended meanwhile
         return f"{namespace}: {error}; correct this and run trireme cleanup again"
-    say(f"cleaned {namespace}")
+    say("cleaned this node's own namespace" if namespace == OWN_NAMESPACE else f"cleaned {namespace}")
     return ""

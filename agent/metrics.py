@@ -95,7 +95,7 @@ class Reading:
     policy_revision: int = 0
     """Raised by one whenever a change of pods or policies is in force."""
     config_problems: int = 0
-    """Things wrong in the configuration folder now; each is in the log."""
+    """Things wrong now, in the configuration folder, API objects or namespaces; each is in the log."""
     rule_errors: int = 0
     assertion_not_after: float = 0.0
     """The earliest end of validity of the local identities, seconds since the Unix epoch; 0 without pods."""
@@ -229,7 +229,11 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[Reading], float]], ...]] = (
     ),
     ("trireme_policies", "Policies in force.", lambda r: r.policies),
     ("trireme_policy_revision", "Revision of pods and policies in force.", lambda r: r.policy_revision),
-    ("trireme_config_problems", "Problems in the configuration folder.", lambda r: r.config_problems),
+    (
+        "trireme_config_problems",
+        "Problems of the configuration folder, of API objects and of namespaces now.",
+        lambda r: r.config_problems,
+    ),
     (
         "trireme_assertion_not_after_timestamp_seconds",
         "Earliest end of validity of the local identities; 0 without pods.",

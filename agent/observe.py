@@ -18,6 +18,7 @@ from typing import Final
 
 from agent.flowlog import encode
 from agent.mailbox import Mailbox
+from agent.runtime import no_answer
 from trireme_py.errors import KernelError
 from trireme_py.model import FlowEvent
 
@@ -176,18 +177,15 @@ class ObserveServer:
         subscriber.connection.close()
 
 
-def subscribe(path: Path) -> socket.socket:
+def subscribe(path: Path, as_root: str = "sudo trireme observe") -> socket.socket:
     """Return a connected observe socket.
 
-    Raises KernelError if no agent answers there.
+    Raises KernelError if no agent answers there, or none but root may ask.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.connect(os.fspath(path))
     except OSError as error:
         connection.close()
-        raise KernelError(
-            f"observe socket {path}: {error.strerror}; is the agent running? "
-            "Start it with: trireme agent --config DIR; or name its spec.runtimeDirectory: --runtime-directory DIR"
-        ) from error
+        raise no_answer("observe socket", path, error, as_root) from error
     return connection

@@ -87,6 +87,11 @@ class RuntimeDirectory:
     def _state(self) -> Path:
         return self.path / "state.json"
 
+    @property
+    def used(self) -> bool:
+        """Whether an agent has left anything here."""
+        return any(map(os.path.lexists, (self._state, self.path / NODE, self.path / LOCK, self.last_good)))
+
     def lock(self) -> None:
         """Take the directory for this process. Raises ConfigError if an agent runs, or it cannot be made or trusted."""
         if (pid := self._try_lock()) is not None:
@@ -235,6 +240,16 @@ class RuntimeDirectory:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def no_answer(what: str, path: Path, error: OSError, as_root: str) -> KernelError:
+    """Say why nobody answers on a socket in a runtime directory. ``as_root``: the command that may ask."""
+    if isinstance(error, PermissionError):
+        return KernelError(f"{what} {path}: is for root alone; run: {as_root}")
+    return KernelError(
+        f"{what} {path}: {error.strerror or error}; is the agent running? "
+        "Start it with: trireme agent --config DIR; or name its spec.runtimeDirectory: --runtime-directory DIR"
+    )
 
 
 def _for_root_alone(path: str, flags: int) -> int:

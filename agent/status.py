@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 
 from agent.logs import fields
+from agent.runtime import no_answer
 from trireme_py.errors import KernelError
 
 log = logging.getLogger(__name__)
@@ -146,8 +147,8 @@ class StatusServer:
                 log.warning("status cannot be told", extra=fields(error=error), exc_info=True)
 
 
-def read_status(path: Path) -> Status:
-    """Ask the agent whose socket this is. Raises KernelError if none answers."""
+def read_status(path: Path, as_root: str = "sudo trireme status") -> Status:
+    """Ask the agent whose socket this is. Raises KernelError if none answers, or none but root may ask."""
     answer = bytearray()
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -157,9 +158,6 @@ def read_status(path: Path) -> Status:
                 answer += part
         return msgspec.json.decode(answer, type=Status)
     except OSError as error:
-        raise KernelError(
-            f"status socket {path}: {error.strerror or error}; is the agent running? "
-            "Start it with: trireme agent --config DIR; or name its spec.runtimeDirectory: --runtime-directory DIR"
-        ) from error
+        raise no_answer("status socket", path, error, as_root) from error
     except msgspec.MsgspecError as error:
         raise KernelError(f"status socket {path}: another version of the agent answers: {error}; restart it") from error

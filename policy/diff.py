@@ -65,7 +65,7 @@ def compare(old: Loaded, new: Loaded) -> Diff:
         tuple(sorted(after.keys() - before.keys())),
         tuple(sorted(before.keys() - after.keys())),
         tuple(sorted(keys)),
-        _connections(Evaluator.of(before.values()), Evaluator.of(after.values())),
+        _connections(Evaluator.as_enforced(before.values()), Evaluator.as_enforced(after.values())),
     )
 
 

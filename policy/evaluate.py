@@ -7,14 +7,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from policy.addresses import format_address, parse_address
+from policy.addresses import Network, format_address, parse_address
 from policy.engine import PolicyEngine, Snapshot
 from policy.objects import Object, Pod
 from policy.view import Settings
-from trireme_py.model import Address, Decision, Direction, Identity, PlainLabels, Reason
+from trireme_py.model import Address, Decision, Direction, Identity, PlainLabels, Protocol, Reason
 
 OFFLINE: Final = Settings(cluster=())
 """Every pod is known by name here, so an address that is not one of theirs is known to lie outside the cluster."""
+CARRIERS: Final = frozenset({int(Protocol.TCP), int(Protocol.UDP)})
+"""The protocols that identities travel on (docs/udp.md)."""
+_NAMELESS: Final = Settings(cluster=tuple(Network(size, 0, 0) for size in (4, 16, 0)))
+"""For pods as peers on other protocols: whatever their address (a stand-in has none), it may be a pod's."""
 _NO_SIDE: Final = Decision(True, Reason.NO_ISOLATION)
 
 
@@ -75,10 +79,12 @@ def identity_of(pod: Pod, trust_domain: str = "cluster.local") -> Identity:
 class Evaluator:
     """Answers for one snapshot."""
 
-    __slots__ = ("_by_address", "_identities", "snapshot")
+    __slots__ = ("_by_address", "_identities", "_nameless", "snapshot")
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, nameless: Snapshot | None = None) -> None:
+        """``nameless`` is asked about pods on a protocol that carries no identity; None: every protocol carries one."""
         self.snapshot = snapshot
+        self._nameless = nameless
         self._identities: dict[str, Identity] = {}
         self._by_address: dict[Address, Pod] = {}
         for pod in snapshot.pods.values():
@@ -90,8 +96,14 @@ class Evaluator:
 
     @classmethod
     def of(cls, objects: Iterable[Object], settings: Settings = OFFLINE) -> Evaluator:
-        """Evaluate a set of objects by itself."""
+        """Evaluate a set of objects by itself, as if each protocol told who the peer is: what the API means."""
         return cls(PolicyEngine(settings).replace(objects))
+
+    @classmethod
+    def as_enforced(cls, objects: Iterable[Object]) -> Evaluator:
+        """Evaluate as the agents do: nobody is identified on SCTP, ICMP and the like, so pods count by address."""
+        engine = PolicyEngine(OFFLINE)
+        return cls(engine.replace(objects), engine.set_settings(_NAMELESS))
 
     def endpoint(self, text: str) -> Endpoint:
         """Find ``namespace/pod`` or an address. Raises :class:`UnknownEndpoint`."""
@@ -99,7 +111,7 @@ class Evaluator:
             namespace, _, name = text.partition("/")
             pod = self.snapshot.pods.get((namespace, name))
             if pod is None:
-                raise UnknownEndpoint(f"no pod {text} in the given files")
+                raise UnknownEndpoint(f"no pod {text} is known")
             if pod.completed:
                 free = tuple(address for address in pod.addresses if address not in self._by_address)
                 return Endpoint(text, None, free)
@@ -131,12 +143,17 @@ class Evaluator:
     ) -> Decision:
         if local.pod is None:
             return _NO_SIDE
-        view = self.snapshot.view(local.pod.namespace, local.pod.name)
-        return view.decide(direction, self._identity(peer.pod), address, protocol, port)
+        asked = self._nameless if self._nameless is not None and self.hides(peer.pod, protocol) else self.snapshot
+        view = asked.view(local.pod.namespace, local.pod.name)
+        return view.decide(direction, self.identity(peer.pod, protocol), address, protocol, port)
 
-    def _identity(self, pod: Pod | None) -> Identity | None:
-        """A hostNetwork pod has none: its traffic is its node's."""
-        if pod is None or pod.host_network:
+    def hides(self, pod: Pod | None, protocol: int) -> bool:
+        """Tell whether ``pod`` has an identity that ``protocol`` does not carry."""
+        return self._nameless is not None and pod is not None and not pod.host_network and protocol not in CARRIERS
+
+    def identity(self, pod: Pod | None, protocol: int) -> Identity | None:
+        """Return what a peer proves on ``protocol``. A hostNetwork pod has nothing: its traffic is its node's."""
+        if pod is None or pod.host_network or self.hides(pod, protocol):
             return None
         found = self._identities.get(pod.key)
         if found is None:

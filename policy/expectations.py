@@ -18,8 +18,9 @@ from typing import Any, Final
 
 from policy.evaluate import Evaluator, Outcome, UnknownEndpoint
 from policy.files import Document, Loaded, Problem
+from policy.ports import describe_flow
 from policy.validate import PROTOCOLS
-from policy.verdicts import InputError, parse_flow
+from policy.verdicts import PORTS, InputError, parse_flow
 
 _TARGET = re.compile(r"(\[(?P<v6>[^\]]+)\]|(?P<name>[^:]+|[^:]*:[^:]*:.*))(:(?P<port>[a-z0-9-]+))?")
 _FIELDS: Final = ("from", "to", "expect", "protocol", "port", "by", "name")
@@ -94,7 +95,11 @@ def ask(evaluator: Evaluator, source: str, destination: str, protocol: int, port
         ports = ends[1].pod.named_ports if ends[1].pod is not None else ()
         number = next((each.number for each in ports if each.name == port and each.protocol == protocol), None)
         if number is None:
-            raise UnknownEndpoint(f"{destination} has no container port named {port!r}")
+            known = ", ".join(f"{each.name} ({describe_flow(each.protocol, each.number)})" for each in ports)
+            has = f"its ports are {known}" if known else "it names no port; write the number"
+            raise UnknownEndpoint(
+                f"{destination} has no container port named {port!r} for {describe_flow(protocol, None)}; {has}"
+            )
         port = number
     return evaluator.judge(ends[0], ends[1], protocol, port)
 
@@ -126,7 +131,7 @@ def _read(document: Document, item: Any, path: str) -> Expectation | Problem:
     try:
         destination, port = split_target(item["to"]) if "port" not in item else (item["to"], item["port"])
         named = isinstance(port, str) and protocol.upper() in PROTOCOLS
-        number, checked = parse_flow(protocol, 0 if named else port, path)
+        number, checked = parse_flow(protocol, PORTS[0] if named else port, path)
     except InputError as error:
         field, _, message = str(error).rpartition(": ")
         return _problem(document, field or path, message, "write to: namespace/pod:80, or port: 80")

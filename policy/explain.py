@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import yaml
+
+from policy.addresses import format_address
 from policy.compiler import CompiledPolicy, CompiledRule, Order
-from policy.evaluate import Endpoint, Evaluator, Outcome, identity_of
+from policy.evaluate import Endpoint, Evaluator, Outcome
 from policy.namespaces import NamespaceTable
 from policy.nearest import describe_peer
-from policy.objects import Pod
+from policy.objects import Action, Pod
 from policy.ports import describe_flow
 from trireme_py.model import Address, Decision, Direction, Identity, PlainLabels, Reason
 
@@ -56,6 +59,8 @@ class Explanation:
     """Egress first, then ingress; an end outside the cluster has no side."""
     advice: str
     """What to write to allow a denied connection; empty if there is nothing simple."""
+    note: str = ""
+    """What to know about the protocol; empty if there is nothing."""
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data with a stable form."""
@@ -75,7 +80,8 @@ def explain(evaluator: Evaluator, source: str, destination: str, protocol: int, 
         describe_flow(protocol, port),
         outcome.allowed,
         sides,
-        _advice(outcome),
+        _advice(evaluator, outcome),
+        _note(evaluator, outcome) if any(side.policies for side in sides) else "",
     )
 
 
@@ -111,7 +117,8 @@ def _policy_report(
     evaluator: Evaluator, policy: CompiledPolicy, direction: Direction, local: Pod, peer: Endpoint, outcome: Outcome
 ) -> PolicyReport:
     table = evaluator.snapshot.namespaces
-    identity = identity_of(peer.pod) if peer.pod is not None and not peer.pod.host_network else None
+    identity = evaluator.identity(peer.pod, outcome.protocol)
+    hides = evaluator.hides(peer.pod, outcome.protocol)
     address = outcome.source_address if direction is Direction.INGRESS else outcome.destination_address
     owner = local if direction is Direction.INGRESS else peer.pod if identity is not None else None
     named = owner.named_ports if owner is not None else ()
@@ -119,6 +126,10 @@ def _policy_report(
     for rule in policy.rules[direction]:
         matches, text = _peer(evaluator, table, rule, direction, identity, address)
         ports = rule.ports.match(outcome.protocol, outcome.port, named)
+        if hides and not matches and rule.pods and rule.action is not Action.ACCEPT:
+            # Who brings no identity must not evade what may mean it, nor by the name of a port that nobody knows.
+            matches, text = True, f"{text}, and may be one"
+            ports = ports or (direction is Direction.EGRESS and bool(rule.ports.names))
         name = f"{direction.value}[{rule.index}]" + (f" {rule.name}" if rule.name else "")
         shown = rule.broken or text
         rules.append(RuleReport(name, rule.action.value, matches, shown, ports, str(rule.ports)))
@@ -150,7 +161,14 @@ def _peer(
     return missing == 0, text
 
 
-def _advice(outcome: Outcome) -> str:
+def _note(evaluator: Evaluator, outcome: Outcome) -> str:
+    if not any(evaluator.hides(end.pod, outcome.protocol) for end in (outcome.source, outcome.destination)):
+        return ""
+    name = describe_flow(outcome.protocol, None)
+    return f"{name} carries no identity: pods are judged by address, and no selector of pods or namespaces matches"
+
+
+def _advice(evaluator: Evaluator, outcome: Outcome) -> str:
     """Write the rule that would allow what was denied for want of one."""
     decision = outcome.deciding
     if outcome.allowed or decision.reason not in (Reason.NO_MATCH, Reason.UNIDENTIFIED):
@@ -160,15 +178,36 @@ def _advice(outcome: Outcome) -> str:
     ingress = decision is outcome.ingress
     peer = outcome.source if ingress else outcome.destination
     local = outcome.destination if ingress else outcome.source
-    if peer.pod is None or local.pod is None or not peer.pod.labels:
+    address = outcome.source_address if ingress else outcome.destination_address
+    if peer.pod is None or local.pod is None:
         return ""
-    labels = ", ".join(f"{key}: {value or chr(34) * 2}" for key, value in sorted(peer.pod.labels.items()))
-    selector = f"podSelector: {{matchLabels: {{{labels}}}}}"
-    if peer.pod.namespace != local.pod.namespace:
-        name = f"kubernetes.io/metadata.name: {peer.pod.namespace}"
-        selector = f"namespaceSelector: {{matchLabels: {{{name}}}}}, {selector}"
+    identified = evaluator.identity(peer.pod, outcome.protocol) is not None
+    wanted = _selectors(peer.pod, local.pod) if identified else _block(address)
+    if not wanted:
+        return ""
     side, direction = ("from", "ingress") if ingress else ("to", "egress")
     protocol, _, port = describe_flow(outcome.protocol, outcome.port).partition(" ")
     ports = f", ports: [{{protocol: {protocol}, port: {port}}}]" if port else ""
     policy = decision.policy.removeprefix("NetworkPolicy/")
-    return f"add to spec.{direction} of {policy}: - {{{side}: [{{{selector}}}]{ports}}}"
+    # Rule 48 of policy/README.md: no `ports` can mean it.
+    remark = "" if port else f"  # {protocol} has no ports, so this opens every port, too"
+    return f"add to spec.{direction} of {policy}: - {{{side}: [{{{wanted}}}]{ports}}}{remark}"
+
+
+def _selectors(peer: Pod, local: Pod) -> str:
+    if not peer.labels:
+        return ""
+    labels = ", ".join(f"{key}: {_text(value)}" for key, value in sorted(peer.labels.items()))
+    selector = f"podSelector: {{matchLabels: {{{labels}}}}}"
+    if peer.namespace == local.namespace:
+        return selector
+    return f"namespaceSelector: {{matchLabels: {{kubernetes.io/metadata.name: {peer.namespace}}}}}, {selector}"
+
+
+def _text(value: str) -> str:
+    """Quote a label's value that YAML would read as something else than text: true, 1, nothing."""
+    return value if yaml.safe_load(value) == value else f'"{value}"'
+
+
+def _block(address: Address) -> str:
+    return f'ipBlock: {{cidr: "{format_address(address)}/{len(address) * 8}"}}' if address else ""

@@ -15,7 +15,7 @@ from policy.compiler import CompiledPolicy, CompiledRule, Order, PodPeer, compil
 from policy.expectations import read_expectations
 from policy.files import Loaded
 from policy.namespaces import NamespaceTable
-from policy.objects import ClusterNetworkPolicy, Namespace, NetworkPolicy, Node, Pod
+from policy.objects import Action, ClusterNetworkPolicy, Namespace, NetworkPolicy, Node, Pod
 from policy.ports import Ports
 from trireme_py.model import Direction, PlainLabels, Protocol
 
@@ -43,7 +43,8 @@ class Finding:
     def __str__(self) -> str:
         field = f" {self.field}" if self.field else ""
         hint = f"; {self.hint}" if self.hint else ""
-        return f"{self.file}:{self.line}: {self.severity.value}:{field} {self.message}{hint} [{self.code}]"
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.severity.value}:{field} {self.message}{hint} [{self.code}]"
 
 
 def check(loaded: Loaded) -> list[Finding]:
@@ -119,6 +120,7 @@ class _Linter:
                     yield from self._pod_peer(policy, rule, peer, f"{path}.{side}[{peer.index}]", direction)
                 yield from self._either_or_both(policy, rule, path, side)
                 yield from self._port_names(policy, rule, direction, path)
+                yield from self._without_identity(policy, rule, path, side)
 
     def _pod_peer(
         self, policy: CompiledPolicy, rule: CompiledRule, peer: PodPeer, path: str, direction: Direction
@@ -178,6 +180,20 @@ class _Linter:
                 text = f"no destination has a container port named {name!r} for {Ports(names=((protocol, name),))}"
                 hint = "name the port in the pods, or write its number"
                 yield self._finding(Severity.WARNING, "no-such-port", policy, f"{path}.{field}", text, hint)
+
+    def _without_identity(self, policy: CompiledPolicy, rule: CompiledRule, path: str, side: str) -> Iterator[Finding]:
+        """Pods by their labels, on SCTP."""
+        if not rule.pods or Protocol.SCTP not in {protocol for protocol, *_ in (*rule.ports.ranges, *rule.ports.names)}:
+            return
+        peers = ", ".join(f"{side}[{peer.index}]" for peer in rule.pods)
+        meaning = (
+            "matches nothing" if rule.action is Action.ACCEPT else "denies it to every address that may be a pod's"
+        )
+        text = f"SCTP carries no identity: {peers} {meaning}"
+        hint = "use ipBlock"
+        if policy.order is not Order.NETWORK:  # it names addresses on egress only
+            hint = "use networks" if side == "to" else "use ipBlock in a NetworkPolicy"
+        yield self._finding(Severity.WARNING, "no-identity", policy, path, text, hint)
 
     def _network_policy(self, policy: CompiledPolicy, source: NetworkPolicy) -> Iterator[Finding]:
         for direction, rules in ((Direction.INGRESS, source.ingress), (Direction.EGRESS, source.egress)):

@@ -26,7 +26,8 @@ _KINDS: Final = {
     "pods": ("Pod", "v1"),
     "nodes": ("Node", "v1"),
 }
-_NUMBERS: Final = {**PROTOCOLS, "ICMP": Protocol.ICMP, "ICMPV6": Protocol.ICMPV6}
+PROTOCOL_NUMBERS: Final = {**PROTOCOLS, "ICMP": Protocol.ICMP, "ICMPV6": Protocol.ICMPV6}
+PORTS: Final = range(1, 65536)
 
 
 class InputError(ValueError):
@@ -85,13 +86,13 @@ def _verdict(evaluator: Evaluator, query: Any, where: str) -> dict[str, str]:
 
 def parse_flow(protocol: Any, port: Any, where: str) -> tuple[int, int | None]:
     """Read a protocol's name and a port number. Raises :class:`InputError`."""
-    number = _NUMBERS.get(protocol.upper()) if isinstance(protocol, str) else None
+    number = PROTOCOL_NUMBERS.get(protocol.upper()) if isinstance(protocol, str) else None
     if number is None:
-        raise InputError(f"{where}.protocol: {protocol!r} is not one of {', '.join(_NUMBERS)}")
+        raise InputError(f"{where}.protocol: {protocol!r} is not one of {', '.join(PROTOCOL_NUMBERS)}")
     if protocol.upper() not in PROTOCOLS:
         return int(number), None
-    if not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= 65535:
-        what = "is missing" if port is None else f"{port!r} is not a port number"
+    if not isinstance(port, int) or isinstance(port, bool) or port not in PORTS:
+        what = "is missing" if port is None else f"{port!r} is not a port number from {PORTS[0]} to {PORTS[-1]}"
         raise InputError(f"{where}.port: {what}, and {describe_flow(number, None)} needs one")
     return int(number), port
 

@@ -9,6 +9,7 @@ import click
 
 from agent.enroll import (
     AUTHORITY_CERTIFICATE,
+    AUTHORITY_KEY,
     authority_key,
     create_authority,
     fingerprint,
@@ -72,6 +73,7 @@ def sign(ctx: click.Context, request: Path, directory: Path, out: Path, days: in
     try:
         asked = read_request(request)
         path = directory / AUTHORITY_CERTIFICATE
+        _check_authority(directory)
         authority = load_certificates(path, f"trireme ca init {directory} --trust-domain NAME")[0]
         click.echo(f"node          {asked.node}")
         click.echo(f"key           {fingerprint(asked.key)}")
@@ -86,3 +88,15 @@ def sign(ctx: click.Context, request: Path, directory: Path, out: Path, days: in
         ctx.exit(2)
     click.echo(f"wrote {out}")
     click.echo("next: copy it to the node, into the folder of its key, as node.crt; there: trireme node show DIR")
+
+
+def _check_authority(directory: Path) -> None:
+    """Refuse a folder without an authority. To make one would be the wrong advice: nodes believe the one there is."""
+    for name in (AUTHORITY_CERTIFICATE, AUTHORITY_KEY):
+        try:
+            (directory / name).stat()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            text = f"{directory}: holds no {name}; name the authority's folder: --ca DIR"
+            raise CredentialError(text) from error
+        except OSError:
+            return  # who reads it says what is wrong with it

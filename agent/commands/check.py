@@ -16,7 +16,7 @@ import msgspec
 from agent import checks
 from agent.checks import Check, State
 from agent.commands.exits import ERROR, FINDING, Command
-from agent.config import DEFAULT_RUNTIME_DIRECTORY
+from agent.commands.where import as_root, runtime_directory_option
 from agent.runtime import RuntimeDirectory
 from agent.status import read_status
 from trireme_py.errors import KernelError
@@ -26,13 +26,7 @@ _WORDS = {State.PASSED: "passed", State.WARNING: "warning", State.ERROR: "error"
 
 
 @click.command(name="check", cls=Command)
-@click.option(
-    "--runtime-directory",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_RUNTIME_DIRECTORY,
-    show_default=True,
-    help="The agent's runtimeDirectory.",
-)
+@runtime_directory_option
 @click.option("--kernel", "kernel_only", is_flag=True, help="Ask the kernel alone: before there is an agent.")
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.pass_context
@@ -63,7 +57,7 @@ def command(ctx: click.Context, runtime_directory: Path, *, kernel_only: bool, o
 def ask_agent(runtime_directory: Path) -> list[Check]:
     """Return the checks of the agent whose runtime directory this is."""
     try:
-        status = read_status(RuntimeDirectory(runtime_directory).status_socket)
+        status = read_status(RuntimeDirectory(runtime_directory).status_socket, as_root("check", runtime_directory))
     except KernelError as error:
         text, _, step = str(error).partition("; ")
         return [Check("agent", "a-runs", State.ERROR, text, step)]

@@ -39,18 +39,27 @@ def command(ctx: click.Context, folder: Path | None, runtime_directory: Path | N
         loaded = _config(folder, required=runtime_directory is None) if folder is not None else None
         path = runtime_directory or (loaded.runtime_directory if loaded else Path(DEFAULT_RUNTIME_DIRECTORY))
         cni = loaded.kubernetes.cni if loaded and loaded.kubernetes else None
-        existed = path.exists()
         runtime = RuntimeDirectory(path)
+        existed, used = path.exists(), runtime.used
+        cleaned: list[str] = []
+
+        def say(text: str) -> None:
+            cleaned.append(text)
+            click.echo(text)
+
         runtime.lock()
-        failed = leave(runtime, cni, click.echo, _annotated(folder) if folder is not None else ())
+        failed = leave(runtime, cni, say, _annotated(folder) if folder is not None else ())
         runtime.release()
         for text in failed:
             click.echo(f"trireme cleanup: {text}", err=True)
         if failed:
             ctx.exit(1)
-        if existed:
-            left = path.exists()
-            click.echo(f"removed what was the agent's in {path}; the rest is not ours" if left else f"removed {path}")
+        if not used and not cleaned:
+            click.echo(f"nothing is recorded in {path}, and nothing was removed from any namespace")
+        if existed and not path.exists():
+            click.echo(f"removed {path}")
+        elif used:
+            click.echo(f"removed what was the agent's in {path}; the rest is not ours")
     except TriremeError as error:
         click.echo(f"trireme cleanup: {error}", err=True)
         ctx.exit(2)

@@ -16,7 +16,7 @@ from typing import Final
 import click
 import msgspec
 
-from agent.config import DEFAULT_RUNTIME_DIRECTORY
+from agent.commands.where import as_root, runtime_directory_option
 from agent.flowlog import FlowRecord, PeerRecord
 from agent.observe import LIVE, RING_EVENTS, subscribe
 from trireme_py.errors import KernelError
@@ -90,8 +90,7 @@ def render(record: FlowRecord) -> str:
     peer = _peer_name(record)
     source, destination = (peer, record.pod) if record.direction == "ingress" else (record.pod, peer)
     verdict = click.style(record.verdict.upper(), fg=_COLOURS.get(record.verdict), bold=True)
-    reason = record.reason.replace("_", "-")
-    what = f"{verdict}  {record.direction}  {reason}  {record.protocol}"
+    what = f"{verdict}  {record.direction}  {record.reason}  {record.protocol}"
     lines = [f"{record.time[11:23]}  {source} → {destination}{port}  {what}"]
     if record.policy:
         lines.append(f"{_INDENT}by {record.policy}{_rule(record)}   {_identity_words(record)}")
@@ -126,13 +125,7 @@ def _duration(_ctx: click.Context, _parameter: click.Parameter, value: str | Non
 @click.option("--last", type=click.IntRange(1, RING_EVENTS), metavar="N", help="The last N verdicts, then exit.")
 @click.option("--since", callback=_duration, metavar="TIME", help="Verdicts since 90s, 5m, 1h ago, then exit.")
 @click.option("-f", "--follow", is_flag=True, help="With --last or --since: go on with live verdicts.")
-@click.option(
-    "--runtime-directory",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_RUNTIME_DIRECTORY,
-    show_default=True,
-    help="The agent's runtimeDirectory.",
-)
+@runtime_directory_option
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -161,7 +154,7 @@ def command(
         click.echo(line.decode().rstrip("\n") if output == "json" else render(record))
 
     try:
-        connection = subscribe(runtime_directory / "observe.sock")
+        connection = subscribe(runtime_directory / "observe.sock", as_root("observe", runtime_directory))
     except KernelError as error:
         click.echo(f"trireme observe: {error}", err=True)
         ctx.exit(2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,17 +17,20 @@ from typing import IO, Any, Final, NoReturn
 import click
 
 from agent import config
+from agent.commands.question import read_question
+from agent.commands.remote import in_a_pod
 from agent.config import DEFAULT_RUNTIME_DIRECTORY
+from agent.words import count
 from policy import explain as explaining
 from policy.diff import compare
 from policy.evaluate import Evaluator, UnknownEndpoint
-from policy.expectations import ask, read_expectations, run, split_target
+from policy.expectations import ask, read_expectations, run
 from policy.files import Loaded, load_files
 from policy.lint import Finding, Severity
 from policy.lint import check as lint
 from policy.matrix import make_matrix, render_lines, render_svg
 from policy.objects import ClusterNetworkPolicy, NetworkPolicy
-from policy.verdicts import InputError, answer_lines, parse_flow
+from policy.verdicts import InputError, answer_lines
 from policy.workloads import with_workloads
 from trireme_py.model import Direction, PlainLabels
 
@@ -100,7 +104,9 @@ def check(paths: tuple[Path, ...], output: str) -> None:
 
     An AgentConfig is checked, too; the key files it names are not.
     """
-    loaded = with_workloads(load_files(paths))
+    loaded = _read(paths)
+    if not (loaded.objects or loaded.others or loaded.problems):
+        _notice(f"nothing found in {', '.join(map(str, paths))}; name files or folders with .yaml, .yml or .json files")
     findings = lint(loaded)
     findings.extend(
         Finding(Severity.ERROR, "invalid", one.file, one.line, config.KIND, one.field, one.message, one.hint)
@@ -112,8 +118,8 @@ def check(paths: tuple[Path, ...], output: str) -> None:
         for each in findings:
             _line(str(each), _SEVERITY_COLOURS[each.severity])
         counts = {severity: sum(1 for each in findings if each.severity is severity) for severity in Severity}
-        numbers = ", ".join(f"{count} {severity.value}{'s' * (count != 1)}" for severity, count in counts.items())
-        _line(f"{_count(len(loaded.policies), 'policy', 'policies')} checked: {numbers}")
+        numbers = ", ".join(count(number, severity.value) for severity, number in counts.items())
+        _line(f"{count(len(loaded.policies), 'policy', 'policies')} checked: {numbers}")
     if any(each.severity is not Severity.NOTE for each in findings):
         sys.exit(FINDING)
 
@@ -134,12 +140,13 @@ def explain(
     """
     evaluator = _evaluator(_load(_chosen(paths, runtime) or (Path(),)))
     try:
-        name, port = split_target(target)
-        number, _ = parse_flow(protocol, 0 if port is not None else port, target)
+        name, number, port = read_question(evaluator, source, target, protocol, _command("show", paths, runtime))
         outcome = ask(evaluator, source, name, number, port)
         found = explaining.explain(evaluator, source, name, number, outcome.port)
-    except (InputError, UnknownEndpoint) as error:
-        _fail(f"{error}; write namespace/pod:port, and see `trireme policy show` for the pods there are")
+    except InputError as error:
+        _fail(str(error))
+    except UnknownEndpoint as error:
+        _fail(f"TO: {error}")
     if output == "json":
         _json(found.as_json())
     else:
@@ -163,6 +170,8 @@ def _show_explanation(found: explaining.Explanation) -> None:
                 _line(f"      {rule.rule} {rule.action}: peer {peer} {rule.peer}; port {port} {rule.ports}")
         if not side.policies:
             _line(f"    no policy selects it for {side.direction}")
+    if found.note:
+        _line(found.note)
     if found.advice:
         _line(f"To allow it, {found.advice}")
 
@@ -189,6 +198,9 @@ def show(paths: tuple[Path, ...], runtime: Path | None, namespace: str, output: 
         for pod in loaded.pods
         if namespace in ("", pod.namespace)
     ]
+    if not policies and not pods:
+        where = f"namespace {namespace} of " if namespace else ""
+        _notice(f"nothing found in {where}{', '.join(map(str, _given(paths, runtime)))}")
     if output == "json":
         _json({"policies": policies, "pods": pods})
         return
@@ -226,6 +238,7 @@ def test_command(paths: tuple[Path, ...], output: str) -> None:
                     "from": each.expectation.source,
                     "to": each.expectation.destination,
                     "expect": "allow" if each.expectation.allow else "deny",
+                    "by": each.expectation.by,
                     "actual": each.actual,
                     "passed": each.passed,
                 }
@@ -235,7 +248,7 @@ def test_command(paths: tuple[Path, ...], output: str) -> None:
     else:
         for each in results:
             wanted = each.expectation
-            expected = "allow" if wanted.allow else "deny"
+            expected = ("allow" if wanted.allow else "deny") + (f" by {wanted.by}" if wanted.by else "")
             port = "" if wanted.port is None else f":{wanted.port}"
             name = f"{wanted.source} -> {wanted.destination}{port}"
             why = each.outcome.deciding.nearest or each.outcome.deciding.policy if each.outcome is not None else ""
@@ -244,7 +257,7 @@ def test_command(paths: tuple[Path, ...], output: str) -> None:
             )
             place = f"  ({wanted.file}:{wanted.line}{f'; {why}' if why else ''})"
             _line(text + ("" if each.passed else place), "green" if each.passed else "red")
-        _line(f"{_count(len(results), 'test', 'tests')}, {len(failed)} failed")
+        _line(f"{count(len(results), 'test')}, {len(failed)} failed")
     if failed:
         sys.exit(FINDING)
 
@@ -291,7 +304,7 @@ def matrix(paths: tuple[Path, ...], runtime: Path | None, svg: IO[str] | None, o
     if made.left_out:
         _line(f"{made.left_out} further workloads are left out; name fewer files")
     if not made.workloads:
-        _fail("no pods in these files; add Pods, or the Deployments that make them")
+        _fail("no pod is known; add Pods, or the Deployments that make them")
 
 
 @command.command()
@@ -310,6 +323,11 @@ def _chosen(paths: tuple[Path, ...], runtime: Path | None) -> tuple[Path, ...]:
     """Return the files, and those that the agent keeps of what it has in force (agent/folder.py)."""
     if runtime is None:
         return paths
+    if (click.get_current_context().find_root().info_name or "").startswith("kubectl "):
+        _fail(
+            "--agent reads the agent of this machine, not of a node; in an agent's pod (name it for that of one node) "
+            f"run: {in_a_pod(sys.argv[1:])}"
+        )
     kept = runtime / "last-good"
     try:
         kept.stat()
@@ -328,22 +346,50 @@ def _given(paths: tuple[Path, ...], runtime: Path | None) -> tuple[Path, ...]:
     return chosen
 
 
-def _load(paths: Iterable[Path]) -> Loaded:
+def _read(paths: tuple[Path, ...]) -> Loaded:
+    wrong: list[str] = []
+    for path in paths:
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            wrong.append(f"{path}: does not exist; name files or folders")
+        except OSError as error:
+            wrong.append(f"{path}: cannot be read: {error.strerror}; check its owner and mode")
+    if wrong:
+        _fail("\n".join(wrong))
+    return with_workloads(load_files(paths))
+
+
+def _command(name: str, paths: tuple[Path, ...], runtime: Path | None = None) -> str:
+    """Write the command of that name about the same files."""
+    words = [] if runtime is None else ["--agent"]
+    if runtime not in (None, Path(DEFAULT_RUNTIME_DIRECTORY)):
+        words.append(str(runtime))
+    files = map(str, paths or (() if words else (Path(),)))
+    return shlex.join(["trireme", "policy", name, *files, *words])
+
+
+def _load(paths: tuple[Path, ...]) -> Loaded:
     """Read files; problems end the command, because an answer from half of the policies would be a wrong one."""
-    loaded = with_workloads(load_files(paths))
+    loaded = _read(paths)
     if loaded.problems:
-        _fail("\n".join(map(str, loaded.problems)) + "\nrun `trireme policy check` on these files first")
+        _fail("\n".join(map(str, loaded.problems)) + f"\nrun this first: {_command('check', paths)}")
     return loaded
 
 
 def _evaluator(loaded: Loaded) -> Evaluator:
-    return Evaluator.of(loaded.objects)
+    return Evaluator.as_enforced(loaded.objects)
 
 
 def _fail(text: str) -> NoReturn:
     for line in text.splitlines():
         click.echo(f"trireme policy: {line}", err=True)
     sys.exit(ERROR)
+
+
+def _notice(text: str) -> None:
+    """Say what is no error and might go unseen; apart from the answer, which may be JSON."""
+    click.echo(f"trireme policy: {text}", err=True)
 
 
 def _json(value: Any) -> None:
@@ -378,10 +424,6 @@ def _table(title: str, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]])
     for row in (header, *texts):
         click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
     click.echo()
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 def _bare(keys: Iterable[str]) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +17,7 @@ from trireme_py.errors import ConfigError
 
 NAMESPACE: Final = "trireme-system"
 SELECTOR: Final = "app.kubernetes.io/name=trireme,app.kubernetes.io/component=agent"
+DAEMON_SET: Final = "daemonset/trireme-agent"
 """As the manifests have them."""
 ONE_AT_A_TIME: Final = ("observe",)
 """Commands that may go on for ever."""
@@ -30,13 +33,18 @@ class Agent:
 
 def over_kubectl(name: str, text: str) -> click.Command:
     """Return the command that runs ``trireme NAME`` in the agents' pods. ``text``: its one-line help."""
+    one = name in ONE_AT_A_TIME
+    where = "on one node" if one else "on one node, or on all of them, one after another"
+    node_help = "Required if there are several." if one else "[default: all]"
 
     @click.pass_context
-    def run(ctx: click.Context, namespace: str, node: str | None, context: str | None, rest: tuple[str, ...]) -> None:
-        kubectl = ["kubectl", *(["--context", context] if context else []), "--namespace", namespace]
+    def run(
+        ctx: click.Context, agents_namespace: str, node: str | None, context: str | None, rest: tuple[str, ...]
+    ) -> None:
+        kubectl = ["kubectl", *(["--context", context] if context else []), "--namespace", agents_namespace]
         try:
             agents = find_agents(kubectl, node)
-            if name in ONE_AT_A_TIME and len(agents) > 1:
+            if one and len(agents) > 1:
                 names = ", ".join(agent.node for agent in agents)
                 raise ConfigError(f"there are several agents; name a node: --node NAME, of {names}")
             ctx.exit(_run_in(kubectl, agents, [name, *rest]))
@@ -47,18 +55,23 @@ def over_kubectl(name: str, text: str) -> click.Command:
     return Command(
         name,
         callback=run,
-        help=f"{text}\n\nRuns in the agents' pods: on one node, or on all of them, one after another. Options that are "
-        f"not listed here are those of `trireme {name}`. The exit status is the highest of all.",
+        help=f"{text}\n\nRuns in the agents' pods: {where}. Options that are not listed here are those of "
+        f"`trireme {name}`." + ("" if one else " The exit status is the highest of all."),
         context_settings={"ignore_unknown_options": True},
         params=[
-            click.Option(
-                ["-n", "--namespace"], default=NAMESPACE, show_default=True, metavar="NAME", help="Of the agents."
-            ),
-            click.Option(["--node"], metavar="NAME", help="[default: all]"),
+            # Not -n: that is a command's own option, and means the same with kubectl as without.
+            click.Option(["--agents-namespace"], default=NAMESPACE, show_default=True, metavar="NAME"),
+            click.Option(["--node"], metavar="NAME", help=node_help),
             click.Option(["--context"], metavar="NAME", help="Of the kubeconfig."),
             click.Argument(["rest"], nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS OF THE COMMAND]..."),
         ],
     )
+
+
+def in_a_pod(arguments: Sequence[str]) -> str:
+    """Return the line that runs ``trireme`` in the pod of one agent, whichever that is."""
+    line = ["kubectl", "--namespace", NAMESPACE, "exec", DAEMON_SET, "--container", "agent", "--", "trireme"]
+    return shlex.join([*line, *arguments])
 
 
 def find_agents(kubectl: list[str], node: str | None) -> list[Agent]:

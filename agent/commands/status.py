@@ -10,20 +10,15 @@ import click
 import msgspec
 
 from agent.commands.exits import ERROR, FINDING, Command
-from agent.config import DEFAULT_RUNTIME_DIRECTORY
+from agent.commands.where import as_root, runtime_directory_option
 from agent.runtime import RuntimeDirectory
 from agent.status import Status, read_status
+from agent.words import count
 from trireme_py.errors import KernelError
 
 
 @click.command(name="status", cls=Command)
-@click.option(
-    "--runtime-directory",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_RUNTIME_DIRECTORY,
-    show_default=True,
-    help="The agent's runtimeDirectory.",
-)
+@runtime_directory_option
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.pass_context
 def command(ctx: click.Context, runtime_directory: Path, output: str) -> None:
@@ -32,7 +27,7 @@ def command(ctx: click.Context, runtime_directory: Path, output: str) -> None:
     Counters begin with its start. Exit status 0: all is well, 1: something is not, 2: no agent answers, 3: wrong usage.
     """
     try:
-        status = read_status(RuntimeDirectory(runtime_directory).status_socket)
+        status = read_status(RuntimeDirectory(runtime_directory).status_socket, as_root("status", runtime_directory))
     except KernelError as error:
         click.echo(f"trireme status: {error}", err=True)
         ctx.exit(ERROR)
@@ -55,9 +50,10 @@ def findings(status: Status) -> list[str]:
     if status.audit:
         found.append("audit: nothing is refused by policy; set spec.audit to false to enforce")
     if status.queues.dropped:
-        found.append(f"the kernel dropped {status.queues.dropped} packets: queue or socket full; see docs/metrics.md")
+        packets = count(status.queues.dropped, "packet")
+        found.append(f"the kernel dropped {packets}: queue or socket full; see docs/metrics.md")
     if status.crashes:
-        found.append(f"{status.crashes} unexpected exceptions of the data path; each is in the agent's log")
+        found.append(f"{count(status.crashes, 'unexpected exception')} of the data path; see the agent's log")
     found += [f"not protected: {text}" for text in status.unprotected]
     return found + list(status.problems)
 
@@ -71,10 +67,10 @@ def render(status: Status, now: datetime) -> Iterator[str]:
     yield f"Agent        {at}{state}, up {_span((now - status.started).total_seconds())}"
     beside = f", {status.not_enforced} known and not enforced here" if status.not_enforced else ""
     yield f"Pods         {status.pods} enforced{beside}"
-    yield f"Policy       {status.policies} policies, revision {status.revision}"
+    yield f"Policy       {count(status.policies, 'policy', 'policies')}, revision {status.revision}"
     queues = status.queues
     yield (
-        f"Data path    {status.datapath}, backend {status.backend}, {queues.packets} packets judged, "
+        f"Data path    {status.datapath}, backend {status.backend}, {count(queues.packets, 'packet')} judged, "
         f"{queues.dropped} lost, {queues.backlog} waiting"
     )
     ends = [

@@ -233,8 +233,19 @@ def test_a_node_name_that_is_none(tmp_path: Path, name: str) -> None:
 def test_a_trust_domain_that_is_none(tmp_path: Path) -> None:
     result = trireme("ca", "init", tmp_path / "ca", "--trust-domain", "Prod Example")
     assert result.exit_code == 2
-    assert "trust domain" in result.output
+    assert result.stderr.startswith("trireme ca init: --trust-domain 'Prod Example': trust domain must be 1 to 255 of")
+    assert "prod.example.org" in result.stderr
     assert not (tmp_path / "ca").exists()
+
+
+@pytest.mark.parametrize("missing", ["ca.key", "ca.crt", ""])
+def test_signing_without_an_authority_does_not_advise_to_make_another(enrolled: Path, missing: str) -> None:
+    folder = enrolled / "ca" if missing else enrolled / "nope"
+    if missing:
+        (folder / missing).unlink()
+    result = trireme("ca", "sign", enrolled / "node/node.csr", "--ca", folder, "--out", enrolled / "x", "-y")
+    said = f"trireme ca sign: {folder}: holds no {missing or 'ca.crt'}; name the authority's folder: --ca DIR\n"
+    assert (result.exit_code, result.stderr) == (2, said)
 
 
 def test_an_authority_whose_files_do_not_belong_together(enrolled: Path) -> None:

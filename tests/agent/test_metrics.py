@@ -11,10 +11,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.durations import Durations
 from agent.kubernetes.reading import REASONS, ClusterReading, WatchReading
+from agent.kubernetes.resources import watched
 from agent.metrics import BuildInfo, FlowCounts, MetricsServer, QueueReading, Reading, make_registry
 from agent.serving import CONNECTIONS
 from tests.harness.flow_events import event
 from tests.harness.promtool import complaints
+from trireme_py.endpoint import EXPLAINED
 from trireme_py.errors import ConfigError
 from trireme_py.model import Direction, DropReason, Reason
 
@@ -136,11 +138,20 @@ def test_a_change_is_counted_in_every_bucket_that_it_fits_and_each_reason_is_the
     assert samples["trireme_pods_unprotected"] == 1
 
 
-def test_series_stay_few_and_none_ends_in_created() -> None:
-    _, samples = scrape(Reading())
-    ours = [name for name in samples if name.startswith("trireme_")]
-    assert len(ours) < 100
-    assert not [name for name in samples if "_created" in name]
+def test_series_are_as_few_as_documented_and_none_ends_in_created() -> None:
+    flows = 2 * (len(Reason) + len(EXPLAINED))
+    always = [one.name for one in watched("node") if not one.on_demand]
+    resources = [one.name for one in watched("node")]
+    clusters = (None, *(ClusterReading({name: WatchReading() for name in names}) for names in (always, resources)))
+    found = []
+    for cluster in clusters:
+        _, samples = scrape(Reading(cluster=cluster))
+        found.append(len([name for name in samples if name.startswith("trireme_")]))
+        assert not [name for name in samples if "_created" in name]
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    said = re.search(r"agent has (\d+) series,\n.* cluster (\d+), or (\d+) while[^.]*, (\d+) at most", page)
+    assert said is not None
+    assert list(map(int, said.groups())) == [*found, flows]
 
 
 def test_promtool_finds_nothing() -> None:

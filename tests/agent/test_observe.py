@@ -120,7 +120,7 @@ def test_no_agent_is_said_with_the_next_command(tmp_path: Path) -> None:
 
 def test_a_denial_reads_names_verdict_and_what_the_nearest_rule_lacked() -> None:
     assert render(record_of(event())).splitlines() == [
-        "12:04:11.382  shop/cart [app=cart] → shop/db:5432  \x1b[31m\x1b[1mDENY\x1b[0m  ingress  no-match  TCP",
+        "12:04:11.382  shop/cart [app=cart] → shop/db:5432  \x1b[31m\x1b[1mDENY\x1b[0m  ingress  no_match  TCP",
         "              identity: claimed, not proven",
         "              closest: NetworkPolicy/shop/allow-web rule 1 needs app=web (has app=cart)",
     ]

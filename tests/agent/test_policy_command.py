@@ -64,6 +64,27 @@ def test_check(folder: Path) -> None:
     assert [(each["severity"], each["field"]) for each in found] == [("error", "spec.ingress[0].ports[0].prt")]
 
 
+def test_what_is_empty_is_said(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A wrong folder or namespace must not look like one without a fault."""
+    empty = tmp_path_factory.mktemp("empty")
+    checked = trireme("check", empty)
+    assert checked.exit_code == 0
+    assert checked.stderr.startswith(f"trireme policy: nothing found in {empty}; name files or folders with .yaml")
+    assert json.loads(trireme("check", empty, "-o", "json").stdout) == []
+    shown = trireme("show", folder, "-n", "nope")
+    assert (shown.exit_code, shown.stderr) == (0, f"trireme policy: nothing found in namespace nope of {folder}\n")
+    assert trireme("show", empty).stderr == f"trireme policy: nothing found in {empty}\n"
+    assert trireme("show", folder).stderr == trireme("check", folder).stderr == ""
+
+
+def test_a_command_that_is_misspelt_is_suggested() -> None:
+    wrong = CliRunner().invoke(main, ["polcy"])
+    assert wrong.exit_code == 2
+    assert "No such command 'polcy'. Did you mean 'policy'?" in wrong.stderr
+    assert CliRunner().invoke(main, ["xyzzy"]).stderr.endswith("No such command 'xyzzy'.\n")
+    assert "No such option" in CliRunner().invoke(main, ["--nope"]).stderr
+
+
 def test_explain(folder: Path) -> None:
     allowed = trireme("explain", "shop/web", "shop/db:5432", "-f", folder)
     assert allowed.exit_code == 0
@@ -76,6 +97,23 @@ def test_explain(folder: Path) -> None:
     assert [side["decision"]["reason"] for side in found["sides"]] == ["unidentified"]
 
 
+def test_explain_judges_a_ping_as_the_agent_does(folder: Path) -> None:
+    """By address: labels travel on TCP and UDP only (docs/udp.md)."""
+    text = (folder / "shop.yaml").read_text().replace("    ports: [{port: 5432}]\n", "")
+    (folder / "shop.yaml").write_text(text)
+    denied = trireme("explain", "shop/web", "shop/db", "--protocol", "ICMP", "-f", folder)
+    assert (denied.exit_code, denied.output.splitlines()[0]) == (1, "DENY  ICMP  shop/web -> shop/db")
+    assert "ICMP carries no identity: pods are judged by address" in denied.output
+    assert "To allow it" not in denied.output, "these pods have no addresses"
+    assert trireme("explain", "shop/web", "shop/db:80", "--protocol", "SCTP", "-f", folder).exit_code == 1
+    assert trireme("explain", "shop/web", "shop/db:80", "--protocol", "UDP", "-f", folder).exit_code == 0
+    port = trireme("explain", "shop/web", "shop/db:80", "--protocol", "ICMP", "-f", folder)
+    assert (port.exit_code, port.stderr) == (
+        2,
+        "trireme policy: TO: shop/db:80 names a port, and ICMP has none; write shop/db\n",
+    )
+
+
 def test_show(folder: Path) -> None:
     shown = trireme("show", folder)
     assert shown.exit_code == 0
@@ -84,7 +122,7 @@ def test_show(folder: Path) -> None:
     assert "\x1b" not in shown.output
     found = json.loads(trireme("show", folder, "-n", "shop", "-o", "json").output)
     assert found["pods"][2]["ingress"] == ["NetworkPolicy/shop/db"]
-    assert json.loads(trireme("show", folder, "-n", "other", "-o", "json").output) == {"policies": [], "pods": []}
+    assert json.loads(trireme("show", folder, "-n", "other", "-o", "json").stdout) == {"policies": [], "pods": []}
 
 
 def test_test(folder: Path) -> None:
@@ -97,6 +135,16 @@ def test_test(folder: Path) -> None:
     assert failed.exit_code == 1
     assert f"FAIL  shop/cart -> shop/db:5432  expected allow, got deny  ({folder}/tests.yaml:4; " in failed.output
     assert [each["passed"] for each in json.loads(trireme("test", folder, "-o", "json").output)] == [True, False]
+
+
+def test_test_says_which_policy_was_to_decide(folder: Path) -> None:
+    by = "NetworkPolicy/shop/other"
+    (folder / "tests.yaml").write_text(
+        f"---\ntests: [{{from: shop/web, to: 'shop/db:5432', expect: allow, by: {by}}}]\n"
+    )
+    failed = trireme("test", folder)
+    assert f"expected allow by {by}, got allow by NetworkPolicy/shop/db  (" in failed.output
+    assert json.loads(trireme("test", folder, "-o", "json").output)[0]["by"] == by
 
 
 def test_diff(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -143,7 +191,9 @@ def test_verdicts() -> None:
         (("explain", "a/b", "shop/db:5432"), 2, "no pod a/b"),
         (("explain", "shop/web", "shop/db"), 2, "port"),
         (("explain", "shop/web", "shop/db:nope"), 2, "no container port named 'nope'"),
-        (("show", "/does/not/exist"), 2, "does not exist"),
+        (("show", "/does/not/exist"), 2, "/does/not/exist: does not exist; name files or folders\n"),
+        (("check", "/does/not/exist"), 2, "/does/not/exist: does not exist; name files or folders\n"),
+        (("chek", "."), 3, "Did you mean 'check'?"),
     ],
 )
 def test_mistakes(folder: Path, args: tuple[str, ...], code: int, text: str) -> None:
@@ -158,15 +208,63 @@ def test_broken_files_end_in_one_message(folder: Path) -> None:
     for args in (("show", folder), ("matrix", folder), ("test", folder), ("diff", folder, folder)):
         result = trireme(*args)
         assert result.exit_code == 2
-        assert "run `trireme policy check`" in result.stderr
+        assert f"run this first: trireme policy check {folder}\n" in result.stderr
 
 
 def test_explain_without_a_port_says_how_to_write_it(folder: Path) -> None:
     result = trireme("explain", "shop/web", "shop/db", "-f", folder)
-    assert (result.exit_code, result.output.partition(";")[0]) == (
+    assert (result.exit_code, result.output) == (
         2,
-        "trireme policy: shop/db.port: is missing, and TCP needs one",
+        "trireme policy: TO: shop/db names no port, and TCP needs one; write shop/db:80\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("args", "advice"),
+    [
+        (
+            ("web", "shop/db:80"),
+            "FROM: 'web' is neither namespace/pod nor an IP address; write namespace/pod or an addr",
+        ),
+        (("shop/web:80", "shop/db:80"), "FROM takes neither; write shop/web\n"),
+        (("[2001:db8::1]:80", "shop/db:80"), "FROM takes neither; write 2001:db8::1\n"),
+        (("[2001:db8::1]", "shop/db:80"), "FROM takes neither; write 2001:db8::1\n"),
+        (
+            ("shop/web", "db:80"),
+            "TO: 'db' is neither namespace/pod nor an IP address; write namespace/pod:80 or address",
+        ),
+        (
+            ("shop/web", "shop/web:nope"),
+            "TO: shop/web has no container port named 'nope' for TCP; its ports are http (TCP 80)",
+        ),
+        (("shop/web", "shop/db:nope"), "it names no port; write the number"),
+        (("shop/web", "2001:db8::1:80"), "IPv6 wants '[2001:db8::1]:80'"),
+        (("shop/web", "shop/db:0"), "TO: shop/db:0: 0 is not a port; write one from 1 to 65535"),
+        (("shop/web", "shop/db:65536"), "65536 is not a port"),
+        (
+            ("shop/web", "shop/db:80", "--protocol", "IGMP"),
+            "--protocol IGMP: is not one of TCP, UDP, SCTP, ICMP, ICMPV6",
+        ),
+    ],
+)
+def test_explain_says_of_each_argument_what_is_wrong(folder: Path, args: tuple[str, ...], advice: str) -> None:
+    result = trireme("explain", *args, "-f", folder)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert advice in result.stderr
+
+
+def test_explain_names_the_command_that_lists_the_pods(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The same files, or the same agent, so that the line can be pasted."""
+    runtime = tmp_path_factory.mktemp("run")
+    FolderReader(folder, RuntimeDirectory(runtime).last_good).read()
+    of_files = trireme("explain", "a/b", "shop/db:80", "-f", folder).stderr
+    assert of_files.endswith(
+        f"FROM: no pod a/b is known; write namespace/pod or an address; see the pods there are: "
+        f"trireme policy show {folder}\n"
+    )
+    of_agent = trireme("explain", "a/b", "shop/db:80", "--agent", runtime).stderr
+    assert of_agent.endswith(f"see the pods there are: trireme policy show --agent {runtime}\n")
+    assert "files" not in of_agent
 
 
 def test_check_reads_the_agent_s_configuration(folder: Path) -> None:

@@ -64,10 +64,35 @@ def test_it_runs_in_every_agent_and_the_worst_exit_status_counts(folder: Path) -
 
 
 def test_the_command_s_own_options_are_handed_on(folder: Path) -> None:
-    done = run(folder, "check", "--node", "worker-1", "-n", "other", "--context", "lab", "-o", "json", "--kernel")
+    done = run(
+        folder,
+        "check",
+        "--node",
+        "worker-1",
+        "--agents-namespace",
+        "other",
+        "--context",
+        "lab",
+        "-o",
+        "json",
+        "--kernel",
+    )
     assert (done.returncode, done.stdout) == (0, "said by a\n")
     exec_line = "--context lab --namespace other exec agent-a --container agent -- trireme check -o json --kernel"
     assert asked(folder)[1] == exec_line
+
+
+def test_a_namespace_is_the_command_s_own_as_without_kubectl(folder: Path) -> None:
+    run(folder, "observe", "-n", "beer", "--namespace", "beer", "--node", "worker-1", "--last", "3")
+    exec_line = "--namespace trireme-system exec agent-a --container agent -- "
+    assert asked(folder)[1] == exec_line + "trireme observe -n beer --namespace beer --last 3"
+
+
+def test_policy_does_not_take_the_desk_for_a_node(folder: Path) -> None:
+    done = run(folder, "policy", "show", "-n", "beer", "--agent")
+    line = "kubectl --namespace trireme-system exec daemonset/trireme-agent --container agent -- trireme policy show"
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith(f"run: {line} -n beer --agent\n")
 
 
 def test_what_may_go_on_for_ever_wants_a_node(folder: Path) -> None:
@@ -81,7 +106,7 @@ def test_what_is_wrong_is_said(folder: Path) -> None:
     done = run(folder, "status", "--node", "worker-9")
     assert done.returncode == 2
     assert "no agent runs on node worker-9; see: kubectl --namespace trireme-system get pods" in done.stderr
-    done = run(folder, "status", "-n", "forbidden")
+    done = run(folder, "status", "--agents-namespace", "forbidden")
     assert (done.returncode, done.stderr) == (2, "kubectl trireme status: Error from server (Forbidden)\n")
 
 
@@ -89,4 +114,6 @@ def test_help_shows_both_names(folder: Path) -> None:
     shown = run(folder, "status", "--help").stdout
     assert shown.startswith("Usage: kubectl trireme status")
     assert "in the agents' pods" in shown
+    assert "[default: all]" in shown
+    assert "[default: all]" not in run(folder, "observe", "--help").stdout
     assert run(folder, "policy", "check", "--help").stdout.startswith("Usage: kubectl trireme policy check")

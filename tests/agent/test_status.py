@@ -1,19 +1,27 @@
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 import pytest
 from click.testing import CliRunner
 
+from agent import checks
 from agent.cli import main
 from agent.commands.status import findings, render
+from agent.commands.where import as_root
+from agent.config import DEFAULT_RUNTIME_DIRECTORY
 from agent.runtime import RuntimeDirectory
 from agent.status import Queues, Status, StatusServer, read_status
 from trireme_py.errors import KernelError
@@ -67,7 +75,7 @@ def test_what_is_well_fits_on_one_screen() -> None:
         ),
         ({"audit": True}, "nothing is refused by policy"),
         ({"queues": Queues(dropped=3)}, "dropped 3 packets"),
-        ({"crashes": 1}, "1 unexpected exceptions"),
+        ({"crashes": 1}, "1 unexpected exception of"),
         ({"unprotected": ("shop/vpn: CAP_NET_ADMIN",)}, "not protected: shop/vpn: CAP_NET_ADMIN"),
         ({"problems": ("Pod shop/web: no namespace",)}, "Pod shop/web: no namespace"),
     ],
@@ -77,6 +85,18 @@ def test_what_is_not_well_is_listed_last(change: dict[str, object], words: str) 
     (found,) = findings(status)
     assert words in found
     assert list(render(status, NOW))[-2:] == ["Problems     1", f"  {found}"]
+
+
+def test_one_is_not_many() -> None:
+    shown = list(render(msgspec.structs.replace(WELL, policies=1, queues=Queues(packets=1)), NOW))
+    assert shown[3] == "Policy       1 policy, revision 418"
+    assert "1 packet judged" in shown[4]
+    (line,) = [
+        one.text
+        for one in checks.agent(msgspec.structs.replace(WELL, pods=1, policies=1), "1.2.3", NOW)
+        if one.anchor == "a-pods"
+    ]
+    assert line == "1 pod under enforcement, 1 policy in force"
 
 
 def test_a_thread_that_is_silent_is_told_once() -> None:
@@ -114,6 +134,35 @@ def test_without_an_agent_the_next_command_is_named(tmp_path: Path) -> None:
     assert (code, shown) == (2, "")
     assert "trireme agent --config DIR" in said
     assert run(tmp_path, "--output", "yaml")[0] == 3
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Be a user without rights for a while, where this is root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["status", "check", "observe"])
+def test_who_is_not_root_is_told_so(name: str) -> None:
+    """And not that an option is wrong: the agent may run well."""
+    importlib.import_module(f"agent.commands.{name}")  # nobody may not be able to
+    with TemporaryDirectory() as parent:  # nobody can look into it, unlike into pytest's
+        Path(parent).chmod(0o755)
+        directory = Path(parent) / "run"
+        directory.mkdir(mode=0o000)
+        with nobody():
+            done = CliRunner().invoke(main, [name, "--runtime-directory", str(directory)])
+    assert done.exit_code == 2, done.output
+    assert f"run: sudo trireme {name} --runtime-directory {directory}\n" in done.output
+    assert f"{directory}/{'observe' if name == 'observe' else 'status'}.sock: is for root alone" in done.output
+    assert as_root(name, Path(DEFAULT_RUNTIME_DIRECTORY)) == f"sudo trireme {name}"
 
 
 def test_one_that_cannot_be_told_does_not_end_the_server(tmp_path: Path) -> None:

@@ -62,11 +62,11 @@ def play(*arguments: str) -> str:
 
 def test_identity_decides_and_the_verdict_says_why() -> None:
     output = play("--mode", "psk", "--family", "4")
-    assert re.search(r"beer/other \[app=guest,role=regular\] → beer/tap:8080  DENY  ingress  no-match", output)
+    assert re.search(r"beer/other \[app=guest,role=regular\] → beer/tap:8080  DENY  ingress  no_match", output)
     assert re.search(r"beer/approved \[app=guest,role=approved\] → beer/tap:8080  ALLOW  ingress  policy", output)
     assert re.search(r"beer/other \[app=guest,role=approved\] → beer/tap:8080  ALLOW  ingress  policy", output)
     assert re.search(r"→ beer/resolver \[app=resolver\]:53  ALLOW  egress  policy  UDP", output)
-    assert re.search(r"→ beer/impostor \[app=impostor\]:53  DENY  egress  no-match  UDP", output)
+    assert re.search(r"→ beer/impostor \[app=impostor\]:53  DENY  egress  no_match  UDP", output)
     assert "not one query of approved and other reaches the impostor's application" in output
     assert len(re.findall(r"PSK +[1-6] .* ok ", output)) == 6
 

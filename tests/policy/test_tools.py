@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from policy.diff import compare
+from policy.document import MAX_BYTES
 from policy.evaluate import Evaluator, UnknownEndpoint
 from policy.expectations import read_expectations, run, split_target
 from policy.explain import explain
@@ -98,6 +99,11 @@ def load(extra: str = "") -> Loaded:
         (ADMIN + "egress: [{action: Deny, to: [{nodes: {}}]}]}",
          "no-nodes", "spec.egress[0]"),
         ("---\ntests: [{from: a/b, to: c/d, expect: alow}]\n", "invalid", "tests[0].expect"),
+        (ALL + "ingress: [{from: [{podSelector: {matchLabels: {app: web}}}], ports: [{port: 5, protocol: SCTP}]}]}",
+         "no-identity", "spec.ingress[0]"),
+        (ADMIN + "egress: [{action: Deny, to: [{namespaces: {}}], "
+         "protocols: [{sctp: {destinationPort: {number: 5}}}]}]}",
+         "no-identity", "spec.egress[0]"),
     ],
 )  # fmt: skip
 def test_advice(extra: str, code: str, field: str) -> None:
@@ -114,6 +120,22 @@ def test_a_sound_set_gets_no_advice() -> None:
     assert not check(load(egress))
 
 
+def test_a_file_that_cannot_be_read_has_no_line(tmp_path: Path) -> None:
+    (tmp_path / "large.yaml").write_bytes(b"#" * (MAX_BYTES + 1))
+    (found,) = check(load_folder(tmp_path))
+    assert str(found).startswith(f"{tmp_path}/large.yaml: error: is larger than")
+
+
+def test_sctp_by_address_or_for_everyone_gets_no_advice() -> None:
+    ports = "ports: [{port: 5, protocol: SCTP}]"
+    rules = f"{{from: [{{ipBlock: {{cidr: 10.0.0.0/8}}}}], {ports}}}, {{{ports}}}"
+    assert not check(load(ALL + f"ingress: [{rules}]}}"))
+    (found,) = check(load(ALL + f"ingress: [{{from: [{{podSelector: {{}}}}], {ports}}}]}}"))
+    assert str(found).endswith(
+        "warning: spec.ingress[0] SCTP carries no identity: from[0] matches nothing; use ipBlock [no-identity]"
+    )
+
+
 def test_dns_may_be_allowed_by_another_policy_for_the_same_pods() -> None:
     dns = NP.replace("name: p", "name: dns") + f"{{podSelector: {{}}, policyTypes: [Egress], egress: [{DNS}]}}\n"
     egress = NP + "{podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{to: [{podSelector: {}}]}]}"
@@ -124,7 +146,7 @@ def test_dns_may_be_allowed_by_another_policy_for_the_same_pods() -> None:
 
 
 def test_an_explanation_names_each_policy_rule_and_what_it_lacked() -> None:
-    found = explain(Evaluator.of(load().objects), "shop/cart", "shop/db", 6, 5432)
+    found = explain(Evaluator.as_enforced(load().objects), "shop/cart", "shop/db", 6, 5432)
     assert not found.allowed
     egress, ingress = found.sides
     assert (egress.pod, egress.policies) == ("shop/cart", ())
@@ -138,17 +160,17 @@ def test_an_explanation_names_each_policy_rule_and_what_it_lacked() -> None:
 
 
 def test_following_the_advice_allows_the_connection() -> None:
-    found = explain(Evaluator.of(load().objects), "shop/cart", "shop/db", 6, 5432)
+    found = explain(Evaluator.as_enforced(load().objects), "shop/cart", "shop/db", 6, 5432)
     assert found.advice.startswith("add to spec.ingress of shop/db: ")
     rule = found.advice.partition(": ")[2]
     changed = with_workloads(load_text(SHOP + f"  {rule}\n"))
     assert not changed.problems
-    assert explain(Evaluator.of(changed.objects), "shop/cart", "shop/db", 6, 5432).allowed
+    assert explain(Evaluator.as_enforced(changed.objects), "shop/cart", "shop/db", 6, 5432).allowed
 
 
 def test_an_explanation_agrees_with_the_decision() -> None:
     """For each pair: allowed by a NetworkPolicy exactly if some rule matches peer and port."""
-    evaluator = Evaluator.of(load().objects)
+    evaluator = Evaluator.as_enforced(load().objects)
     for source in ("shop/web", "shop/cart", "192.0.2.1"):
         for port in (80, 5432):
             (side,) = explain(evaluator, source, "shop/db", 6, port).sides[-1:]
@@ -156,6 +178,92 @@ def test_an_explanation_agrees_with_the_decision() -> None:
                 rule for each in side.policies for rule in each.rules if rule.peer_matches and rule.port_matches
             ]
             assert side.decision.allowed == bool(matching)
+
+
+# protocols that carry no identity
+
+PINGS = """\
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+spec: {containers: [{name: c}]}
+status: {podIPs: [{ip: 10.0.0.1}, {ip: "fd00::1"}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db, namespace: shop, labels: {app: db}}
+spec: {containers: [{name: c, ports: [{containerPort: 80, protocol: SCTP, name: s}]}]}
+status: {podIPs: [{ip: 10.0.0.2}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: web}}}]
+"""
+WITHOUT_IDENTITY = [(1, None), (58, None), (132, 80)]
+
+
+@pytest.mark.parametrize(("protocol", "port"), WITHOUT_IDENTITY)
+def test_labels_allow_nothing_on_a_protocol_without_identities(protocol: int, port: int | None) -> None:
+    evaluator = Evaluator.as_enforced(load_text(PINGS).objects)
+    found = explain(evaluator, "shop/web", "shop/db", protocol, port)
+    assert not found.allowed
+    (side,) = found.sides[1:]
+    assert side.decision.reason.value == "unidentified"
+    assert not side.policies[0].rules[0].peer_matches
+    assert "carries no identity" in found.note
+    for identified in (6, 17):
+        found = explain(evaluator, "shop/web", "shop/db", identified, 80)
+        assert (found.allowed, found.note) == (True, "")
+
+
+@pytest.mark.parametrize(("protocol", "port"), WITHOUT_IDENTITY)
+def test_the_advice_there_names_the_address_and_allows_it(protocol: int, port: int | None) -> None:
+    found = explain(Evaluator.as_enforced(load_text(PINGS).objects), "shop/web", "shop/db", protocol, port)
+    rule = found.advice.partition(": ")[2]
+    assert "ipBlock" in rule
+    assert "Selector" not in rule
+    assert ("opens every port" in rule) == (port is None)
+    changed = load_text(f"{PINGS}  {rule}\n")
+    assert not changed.problems
+    assert explain(Evaluator.as_enforced(changed.objects), "shop/web", "shop/db", protocol, port).allowed
+
+
+def test_without_an_address_there_is_no_advice_for_it() -> None:
+    found = explain(Evaluator.as_enforced(load().objects), "shop/web", "shop/db", 1, None)
+    assert (found.allowed, found.advice) == (False, "")
+
+
+def test_a_denial_of_pods_is_not_evaded_by_a_protocol_without_identities() -> None:
+    """Neither with an address nor without one, as of the pod that stands for a Deployment."""
+    deny = ADMIN + "ingress: [{action: Deny, from: [{pods: {podSelector: {matchLabels: {app: other}}}}]}]}"
+    for loaded in (load_text(PINGS + deny), load(deny)):
+        found = explain(Evaluator.as_enforced(loaded.objects), "shop/web", "shop/db", 132, 80)
+        (rule,) = found.sides[1].policies[0].rules
+        assert (found.allowed, rule.peer_matches) == (False, True)
+        assert rule.peer.endswith("and may be one")
+
+
+def test_matrix_and_diff_and_expectations_say_the_same() -> None:
+    loaded = load_text(PINGS)
+    made = make_matrix(Evaluator.as_enforced(loaded.objects))
+    assert made.rows[1][0].denied == ("SCTP 80",)
+    opened = load_text(PINGS.replace("app: web}}}]\n", "app: web}}}, {ipBlock: {cidr: 10.0.0.1/32}}]\n"))
+    assert [(each.flow, each.allowed) for each in compare(loaded, opened).connections] == [("SCTP 80", True)]
+    tests = "---\ntests: [{from: shop/web, to: shop/db, protocol: ICMP, expect: deny}]\n"
+    (result,) = run(Evaluator.as_enforced(loaded.objects), read_expectations(load_text(tests))[0])
+    assert result.passed
+
+
+def test_a_label_that_yaml_would_read_as_something_else_is_quoted_in_the_advice() -> None:
+    text = SHOP.replace("app: cart", 'app: "true"')
+    found = explain(Evaluator.as_enforced(with_workloads(load_text(text)).objects), "shop/cart", "shop/db", 6, 5432)
+    changed = with_workloads(load_text(f"{text}  {found.advice.partition(': ')[2]}\n"))
+    assert not changed.problems
+    assert explain(Evaluator.as_enforced(changed.objects), "shop/cart", "shop/db", 6, 5432).allowed
 
 
 # expectations
@@ -178,7 +286,7 @@ def test_expectations() -> None:
     loaded = load(TESTS)
     expectations, problems = read_expectations(loaded)
     assert not problems
-    results = list(run(Evaluator.of(loaded.objects), expectations))
+    results = list(run(Evaluator.as_enforced(loaded.objects), expectations))
     assert [each.passed for each in results] == [True, True, False, False, False, True, True, False, True]
     assert results[2].actual == "deny"
     assert results[3].actual == "allow by NetworkPolicy/shop/db"
@@ -292,7 +400,7 @@ def test_a_wrong_line_is_an_error_and_the_others_are_answered(text: str, message
 
 
 def test_the_matrix() -> None:
-    made = make_matrix(Evaluator.of(load().objects))
+    made = make_matrix(Evaluator.as_enforced(load().objects))
     assert made.workloads == ("shop/cart", "shop/db", "shop/web")
     cart, db, web = made.rows
     assert (cart[0].cell, cart[1].cell, web[1].cell, db[2].cell) == (Cell.SELF, Cell.NONE, Cell.SOME, Cell.ALL)
@@ -312,7 +420,7 @@ def test_replicas_are_one_workload() -> None:
 def test_the_picture_is_svg_with_thirty_workloads_in_reading_size() -> None:
     pods = [pod(f"n/workload-{number:02}", app=f"a{number}") for number in range(30)]
     made = make_matrix(
-        Evaluator.of([*pods, policy("n/p<&>".replace("<&>", ""), "podSelector: {matchLabels: {app: a3}}")])
+        Evaluator.as_enforced([*pods, policy("n/p<&>".replace("<&>", ""), "podSelector: {matchLabels: {app: a3}}")])
     )
     root = ElementTree.fromstring(render_svg(made))
     texts = ["".join(each.itertext()) for each in root.iter("{http://www.w3.org/2000/svg}text")]
@@ -356,7 +464,7 @@ def test_diff_of_policies_alone_asks_about_the_pods_of_the_other_side() -> None:
 
 
 def test_endpoints_that_cannot_be_asked_about() -> None:
-    evaluator = Evaluator.of(load().objects)
+    evaluator = Evaluator.as_enforced(load().objects)
     for text in ("shop/nobody", "web", "10.0.0.300", ""):
         with pytest.raises(UnknownEndpoint):
             evaluator.endpoint(text)
@@ -382,10 +490,10 @@ def test_the_example_is_without_advice_and_its_expectations_hold() -> None:
     loaded = with_workloads(load_folder(Path(__file__).parent.parent.parent / "docs" / "examples" / "shop"))
     assert check(loaded) == []
     expectations, _ = read_expectations(loaded)
-    results = list(run(Evaluator.of(loaded.objects), expectations))
+    results = list(run(Evaluator.as_enforced(loaded.objects), expectations))
     assert len(results) == 6
     assert all(each.passed for each in results)
     picture = (Path(__file__).parent.parent.parent / "docs" / "examples" / "shop" / "matrix.svg").read_text()
-    assert render_svg(make_matrix(Evaluator.of(loaded.objects))) == picture, (
+    assert render_svg(make_matrix(Evaluator.as_enforced(loaded.objects))) == picture, (
         "draw it again: trireme policy matrix --svg"
     )
