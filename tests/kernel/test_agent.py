@@ -320,6 +320,21 @@ def test_a_wrong_configuration_ends_the_start_with_every_problem(configuration: 
     configuration.write("agent.yaml", text)
 
 
+def test_a_metrics_port_that_is_taken_ends_the_start_before_a_pod_is_touched(
+    network: Network, application: Server, configuration: Configuration
+) -> None:
+    text = (configuration.folder / "agent.yaml").read_text()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        configuration.write("agent.yaml", text.replace("127.0.0.1:0", f"127.0.0.1:{other.getsockname()[1]}"))
+        done = trireme("agent", "--config", str(configuration.folder))
+    assert done.returncode == 2
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("trireme agent:")]
+    assert "spec.metrics 127.0.0.1:" in said
+    assert "Address already in use" in said
+    assert not rules(network.client) + rules(network.server)
+    assert ask(network.client, network.server.ipv4, PORT) == b"hello"
+
+
 def test_a_world_readable_key_is_refused(configuration: Configuration) -> None:
     key = configuration.folder.parent / "psk.key"
     key.chmod(0o644)
