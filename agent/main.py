@@ -32,6 +32,7 @@ from agent.kubernetes.api import ApiServer
 from agent.kubernetes.chores import Chores
 from agent.kubernetes.mode import ClusterMode, access_of
 from agent.kubernetes.rollout import Rollout
+from agent.leaving import saying_what_stays
 from agent.logs import fields
 from agent.loop import Loop
 from agent.marks import Marks
@@ -91,6 +92,7 @@ def run(folder: Path) -> None:
     with ExitStack() as holding, ExitStack() as closing:
         runtime = RuntimeDirectory(config.runtime_directory)
         holding.callback(runtime.release)
+        holding.enter_context(saying_what_stays(runtime, folder, config.fail_mode))
         reports = Reports(config, closing)
         api = ApiServer(access_of(config.kubernetes)) if config.kubernetes else None
         engine = PolicyEngine(

@@ -335,6 +335,27 @@ def test_a_metrics_port_that_is_taken_ends_the_start_before_a_pod_is_touched(
     assert ask(network.client, network.server.ipv4, PORT) == b"hello"
 
 
+@pytest.mark.parametrize(("fail_mode", "what"), [("closed", "wait for an agent"), ("open", "pass unjudged")])
+def test_a_start_that_fails_while_rules_are_in_place_says_so_and_how_they_are_removed(
+    network: Network, configuration: Configuration, fail_mode: str, what: str
+) -> None:
+    text = (configuration.folder / "agent.yaml").read_text() + f"  failMode: {fail_mode}\n"
+    configuration.write("agent.yaml", text)
+    with AgentProcess(configuration):
+        pass
+    key = configuration.folder.parent / "psk.key"
+    key.chmod(0o644)
+    done = trireme("agent", "--config", str(configuration.folder))
+    assert done.returncode == 2
+    first, second = [line for line in done.stderr.splitlines() if line.startswith("trireme agent:")]
+    assert "psk.key: mode 0644" in first
+    assert f"rules stay in place: new connections of 2 pods {what}" in second
+    command = second.rpartition("run: trireme ")[2].split()
+    assert command == ["cleanup", "--config", str(configuration.folder)]
+    assert trireme(*command).returncode == 0
+    assert not rules(network.client) + rules(network.server)
+
+
 def test_a_world_readable_key_is_refused(configuration: Configuration) -> None:
     key = configuration.folder.parent / "psk.key"
     key.chmod(0o644)
