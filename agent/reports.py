@@ -90,14 +90,20 @@ class Reports:
         """Serve status and, where the address is there, metrics. Raises KernelError."""
         self._parts = parts
         info = BuildInfo(self._version, parts.backend.name, parts.config.datapath, parts.config.mode)
-        self._registry = make_registry(info, lambda: reading_of(parts, self.problems))
+        self._registry = make_registry(info, lambda: reading_of(parts, self._all_problems()))
         if self._metrics:
             self._metrics.show(self._registry)
         began_s = time.time()
         status = StatusServer(
-            parts.runtime.status_socket, lambda: status_of(parts, info, self.health, began_s, self.problems)
+            parts.runtime.status_socket, lambda: status_of(parts, info, self.health, began_s, self._all_problems())
         )
         closing.callback(status.close)
+
+    def _all_problems(self) -> Sequence[str]:
+        """Return what is wrong beside pods and policies."""
+        assert self._parts is not None, "asked before start()"
+        key = self._parts.keys.problem
+        return (*self.problems, key) if key else self.problems
 
     def step(self) -> float | None:
         """Take the addresses that could not be had before; see :class:`agent.kubernetes.chores.Chore`."""
@@ -203,6 +209,7 @@ def status_of(parts: Parts, info: BuildInfo, health: Health, began_s: float, pro
             queues.packets, queues.kernel_dropped + queues.user_dropped, queues.backlog, sum(queues.errors.values())
         ),
         identities_until=moment(reading.assertion_not_after) if reading.assertion_not_after else None,
+        key_problem=parts.keys.problem,
         certificate_until=moment(parts.keys.not_after) if parts.keys.not_after else None,
         installation="" if config.kubernetes is None else "finished" if waited_for is None else "lasts",
         waited_for=waited_for or "",

@@ -199,6 +199,22 @@ def test_a_broken_file_is_reported_and_the_last_good_state_stays_in_force(
         assert agent.scrape()["trireme_config_problems"] == 0
 
 
+@pytest.mark.slow(reason="the agent looks at the file every 10 s, and twice here")
+def test_a_key_file_that_cannot_be_used_is_shown_until_it_can(configuration: Configuration) -> None:
+    key = configuration.folder.parent / "psk.key"
+    with AgentProcess(configuration) as agent:
+        with agent.after("cannot be used", "mode 0644"):
+            key.chmod(0o644)
+        assert agent.scrape()["trireme_config_problems"] == 1
+        where = ("--runtime-directory", str(configuration.runtime))
+        assert "psk.key: mode 0644 lets others at a secret" in trireme("status", *where).stdout
+        assert "× pre-shared key: " in trireme("check", *where).stdout  # noqa: RUF001
+        with agent.after("can be used again"):
+            key.chmod(0o600)
+        assert agent.scrape()["trireme_config_problems"] == 0
+        assert "√ pre-shared key of example.org" in trireme("check", *where).stdout
+
+
 def test_a_stopped_agent_leaves_the_rules_and_cleanup_removes_them(
     network: Network, application: Server, configuration: Configuration
 ) -> None:
