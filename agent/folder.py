@@ -87,8 +87,8 @@ class FolderReader:
                 self._good[file] = _File(copy.objects, copy.sources)
         if orphans:
             problems = [str(problem) for problem in loaded.problems if problem.file in orphans]
-            text = "\n".join([*problems, "nothing is enforced anew until this is corrected; run: trireme policy check"])
-            raise ConfigError(text)
+            advice = f"nothing is enforced anew until this is corrected; run: trireme policy check {self._folder}"
+            raise ConfigError("\n".join([*problems, advice]))
         self._forget_others()
         return self._merge(loaded)
 

@@ -6,7 +6,9 @@ import threading
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from agent.cli import main
 from agent.folder import Folder, FolderReader
 from trireme_py.errors import ConfigError
 
@@ -119,8 +121,11 @@ def test_a_misspelled_kind_breaks_its_file(folder: Path, reader: FolderReader, k
 
 def test_a_broken_file_at_the_start_is_refused(folder: Path, reader: FolderReader) -> None:
     (folder / "a.yaml").write_text(POLICY.replace("podSelector", "podSelectr"))
-    with pytest.raises(ConfigError, match=r"a\.yaml:5: spec\.podSelectr: .*\n.*trireme policy check"):
+    with pytest.raises(ConfigError, match=r"a\.yaml:5: spec\.podSelectr: ") as caught:
         reader.first()
+    advised = str(caught.value).rpartition("run: trireme ")[2].split()
+    done = CliRunner().invoke(main, advised)
+    assert "spec.podSelectr" in done.stdout, "the advice can be pasted"
 
 
 def test_a_restart_beside_a_broken_file_continues_with_its_last_good_state(folder: Path, tmp_path: Path) -> None:
