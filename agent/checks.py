@@ -214,9 +214,10 @@ def agent(status: Status, version: str, now: datetime) -> Iterator[Check]:
         yield _passed("agent", "a-ready", "ready, and its threads move")
     yield from _enforcement(status)
     yield from _losses(status)
-    for text in status.problems:
+    others = [text for text in status.problems if text != status.key_problem]
+    for text in others:
         yield _error("agent", "a-problems", text, "correct it; the agent's log says when it is solved")
-    if not status.problems:
+    if not others:
         yield _passed("agent", "a-problems", "no problem with pods or policies")
     yield from _identity(status, now)
 
@@ -267,7 +268,10 @@ def _identity(status: Status, now: datetime) -> Iterator[Check]:
         yield _passed("identity", "i-identities", f"identities of pods hold until {until:%Y-%m-%d %H:%M} UTC")
     end = status.certificate_until
     if end is None:
-        if status.mode == "psk":
+        if status.key_problem:
+            text, _, step = status.key_problem.partition("; ")
+            yield _error("identity", "i-key", text, step)
+        elif status.mode == "psk":
             yield _passed("identity", "i-key", f"pre-shared key of {status.trust_domain}")
         return
     text = f"this node's certificate ends {end:%Y-%m-%d %H:%M} UTC"

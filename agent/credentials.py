@@ -26,7 +26,7 @@ from agent.enroll import (
     utc,
 )
 from agent.logs import fields
-from agent.secretfile import read_secret
+from agent.secretfile import is_mounted, read_secret
 from trireme_py.assertion import Claims, VerifiedAssertion
 from trireme_py.auth import Authenticator, Mode
 from trireme_py.auth_pki import PkiAuthenticator
@@ -62,18 +62,32 @@ def load_psk(path: Path, trust_domain: str) -> PskAuthenticator:
 
     :raises CredentialError: it is missing, open to others, short, or not random, or there are more than two
     """
-    texts = _EMPTY_LINE.split(read_secret(path, f"trireme key new {path}").strip())
+    return _authenticator(_read_psks(path), trust_domain)
+
+
+def _authenticator(psks: Sequence[bytes], trust_domain: str) -> PskAuthenticator:
+    return PskAuthenticator(psks[0], trust_domain, *psks[1:])
+
+
+def _read_psks(path: Path) -> list[bytes]:
+    texts = _EMPTY_LINE.split(read_secret(path, _whence(path)).strip())
     if len(texts) > MAX_PSKS:
         raise CredentialError(
             f"{path}: holds {len(texts)} keys, and {MAX_PSKS} are in use at most; to see what is an empty line, "
             f"run: grep -c '^$' {path}"
         )
-    keys = [_psk(path, text) for text in texts]
-    return PskAuthenticator(keys[0], trust_domain, *keys[1:])
+    return [_psk(path, text) for text in texts]
+
+
+def _whence(path: Path) -> str:
+    """Return where the key comes from. A new one is for the first node alone: no other one would know it."""
+    if is_mounted(path):
+        return "look at the Secret, run: kubectl -n trireme-system describe secret trireme-psk"
+    return f"copy it from another node (for the first node, run: trireme key new {path})"
 
 
 def _psk(path: Path, text: bytes) -> bytes:
-    replace = f"move it away and run: trireme key new {path}"
+    replace = _whence(path) if is_mounted(path) else f"move it away and {_whence(path)}"
     text = b"".join(text.split())
     try:
         psk = binascii.unhexlify(text) if _HEX.fullmatch(text) else base64.b64decode(text, validate=True)
@@ -231,34 +245,52 @@ class PresharedKey:
         """Load it. Raises CredentialError."""
         self._path = path
         self._seen = _version(path)
-        self.authenticator: Final = Replaceable(load_psk(path, trust_domain))
+        self._psks = _read_psks(path)
+        self.authenticator: Final = Replaceable(_authenticator(self._psks, trust_domain))
         self.not_after: Final = 0.0
         self.changes = 0
         """How often the key in use was another one. From any thread."""
+        self.problem = ""
+        """Why the file cannot be used now, while the key before is in use; empty if it can. From any thread."""
         self.on_replaced: Callable[[], None] = lambda: None
         """Called, on the thread of ``step``, when other keys are in use."""
 
     def step(self) -> float:
         """Look at the file; return the seconds until the next time. One that cannot be used changes nothing."""
         version = _version(self._path)
-        if version == self._seen:
+        # What could not be used is tried each time: that may have had a reason outside the file.
+        if version == self._seen and not self.problem:
             return LOOK_S
         self._seen = version
         try:
-            self.authenticator.replace(load_psk(self._path, self.authenticator.trust_domain))
+            psks = _read_psks(self._path)
+            if psks != self._psks:
+                self.authenticator.replace(_authenticator(psks, self.authenticator.trust_domain))
         except CredentialError as error:
-            log.error("the pre-shared key was changed and cannot be used; the one before is", extra=fields(error=error))
-        else:
+            self._say(f"pre-shared key: {error}; until then the one before is in use")
+            return LOOK_S
+        self._say("")
+        if psks != self._psks:
+            self._psks = psks
             log.info("the pre-shared key was changed", extra=fields(file=self._path))
             self.changes += 1
             self.on_replaced()
         return LOOK_S
 
+    def _say(self, problem: str) -> None:
+        """Say what is new about the file, once."""
+        before, self.problem = self.problem, problem
+        if problem and problem != before:
+            text = "the file of the pre-shared key cannot be used; the key before is"
+            log.error(text, extra=fields(problem=problem))
+        elif before and not problem:
+            log.info("the file of the pre-shared key can be used again", extra=fields(file=self._path))
 
-def _version(path: Path) -> tuple[int, int, int] | None:
-    """Return what differs when a file was written or swapped; None if it is not there."""
+
+def _version(path: Path) -> tuple[int, int, int, int] | None:
+    """Return what differs when a file was written, swapped, or opened to others; None if it is not there."""
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size

@@ -230,7 +230,7 @@ def load_private_key(path: Path, advice: str) -> ec.EllipticCurvePrivateKey:
     :raises CredentialError: it is missing, open to others, or not such a key
     """
     try:
-        key = load_pem_private_key(read_secret(path, advice), password=None)
+        key = load_pem_private_key(read_secret(path, f"run: {advice}"), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):  # the cause may quote the file: it is left out
         raise CredentialError(f"{path}: is not an unencrypted private key in PEM; run: {advice}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):

@@ -122,6 +122,19 @@ def encode(event: FlowEvent) -> bytes:
     return msgspec.json.encode(record_of(event)) + b"\n"
 
 
+def open_target(target: str) -> int:
+    """Return a descriptor to append lines by. Raises ConfigError if the file cannot be opened for that."""
+    if target == "-":
+        return os.dup(sys.stdout.fileno())
+    try:
+        # 0640: it names who talks to whom. O_APPEND: a log rotation by copy and truncate works.
+        return os.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise ConfigError(
+            f"flow log {target}: {error.strerror}; make its folder writable or set spec.flowLog to another path"
+        ) from error
+
+
 class FlowLog:
     """Appends lines to a file (``-``: standard output) from a thread of its own.
 
@@ -131,25 +144,13 @@ class FlowLog:
     def __init__(self, target: str, buffer_events: int = BUFFER_EVENTS) -> None:
         """Raise ConfigError if the file cannot be opened for appending."""
         self._target = target
-        self._fd = self._open(target)
+        self._fd = open_target(target)
         self._mailbox: Mailbox[FlowEvent] = Mailbox(buffer_events)
         self._lost = 0
         self._failing = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flow-log", daemon=True)
         self._thread.start()
-
-    @staticmethod
-    def _open(target: str) -> int:
-        if target == "-":
-            return os.dup(sys.stdout.fileno())
-        try:
-            # 0640: it names who talks to whom. O_APPEND: a log rotation by copy and truncate works.
-            return os.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-        except OSError as error:
-            raise ConfigError(
-                f"flow log {target}: {error.strerror}; make its folder writable or set spec.flowLog to another path"
-            ) from error
 
     @property
     def dropped(self) -> int:

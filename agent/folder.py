@@ -64,6 +64,8 @@ class FolderReader:
         self._seen: frozenset[tuple[str, int, int, int]] = frozenset()
         self._own: list[dict[str, Any]] | None = None
         """The agent's own configuration as it was at the start."""
+        self._own_files: set[str] = set()
+        """Where it was last seen: while that file is broken, it may be there still."""
         self._owners: dict[str, str] = {}
         """From ``object.key`` to the file it was last taken from: a second copy elsewhere does not replace it."""
 
@@ -87,8 +89,8 @@ class FolderReader:
                 self._good[file] = _File(copy.objects, copy.sources)
         if orphans:
             problems = [str(problem) for problem in loaded.problems if problem.file in orphans]
-            text = "\n".join([*problems, "nothing is enforced anew until this is corrected; run: trireme policy check"])
-            raise ConfigError(text)
+            advice = f"nothing is enforced anew until this is corrected; run: trireme policy check {self._folder}"
+            raise ConfigError("\n".join([*problems, advice]))
         self._forget_others()
         return self._merge(loaded)
 
@@ -155,15 +157,26 @@ class FolderReader:
                     sources[item.key] = now[file].sources[item.key]
                     owners[item.key] = file
         self._owners = owners
-        return Folder(tuple(objects.values()), (*loaded.problems, *self._others(loaded)), sources)
+        others = () if keep_all else self._others(loaded)
+        return Folder(tuple(objects.values()), (*loaded.problems, *others), sources)
 
     def _others(self, loaded: Loaded) -> Iterator[Problem]:
         """Look at the documents that are not policy; what is wrong with them breaks no file."""
-        own = [other.data for other in loaded.others if other.kind == KIND]
+        own = [other for other in loaded.others if other.kind == KIND]
         if self._own is None:
-            self._own = own
+            self._own = [other.data for other in own]
+        broken = {problem.file for problem in loaded.problems}
+        if len(own) > 1:
+            places = ", ".join(f"{other.file}:{other.line}" for other in own)
+            text = f"more than one {KIND} document ({places}); the agent would not start again"
+            yield Problem(str(self._folder), 0, "", text, "keep one")
+        elif self._own and not own and not self._own_files & broken:
+            text = f"no {KIND} document is there any more; the agent would not start again"
+            yield Problem(str(self._folder), 0, "", text, "put it back")
+        if own:
+            self._own_files = {other.file for other in own}
         for other in loaded.others:
-            if other.kind == KIND and other.data not in self._own:
+            if other.kind == KIND and other.data not in self._own and len(own) == 1:
                 yield Problem(other.file, other.line, "spec", "changed since the agent started", "restart the agent")
             elif other.kind not in (KIND, ""):
                 text = f"{other.kind} is not read by the agent"

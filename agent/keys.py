@@ -32,6 +32,10 @@ class Keys(Protocol):
         """How often other keys have come into use. From any thread."""
 
     @property
+    def problem(self) -> str:
+        """Why a start would not find the keys that are in use, and what to do; empty if it would. From any thread."""
+
+    @property
     def not_after(self) -> float:
         """End of the node's certificate, seconds since the Unix epoch; 0 without one. From any thread."""
 
@@ -45,6 +49,7 @@ class FixedKeys:
     def __init__(self, authenticator: PkiAuthenticator) -> None:
         self.authenticator = authenticator
         self.changes = 0
+        self.problem = ""
         self.not_after = float(authenticator.certificate.not_after)
         self.on_replaced: Callable[[], None] = lambda: None
 

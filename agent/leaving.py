@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from agent import netns
+from agent.failmode import FailMode
 from agent.kubernetes.cni_install import CniInstallation
 from agent.kubernetes.config import CniConfig
 from agent.runtime import CNI_SOCKET, RuntimeDirectory
+from agent.source import inode_of
 from agent.wanted import OWN_NAMESPACE
-from trireme_py.errors import KernelError, TriremeError
+from trireme_py.errors import ConfigError, KernelError, TriremeError
 
 
 def leave(
@@ -36,6 +39,38 @@ def leave(
     if not failed:
         runtime.remove()
     return failed
+
+
+@contextmanager
+def saying_what_stays(runtime: RuntimeDirectory, folder: Path, fail_mode: FailMode) -> Iterator[None]:
+    """Have an error that ends the agent say that pods stay under its rules, and how they are opened."""
+    try:
+        yield
+    except TriremeError as error:
+        if text := _what_stays(runtime, folder, fail_mode):
+            raise TriremeError(f"{error}\n{text}") from error
+        raise
+    except Exception as error:
+        if text := _what_stays(runtime, folder, fail_mode):
+            error.add_note(text)
+        raise
+
+
+def _what_stays(runtime: RuntimeDirectory, folder: Path, fail_mode: FailMode) -> str:
+    if not runtime.ours:
+        return ""  # another agent runs
+    try:
+        recorded = runtime.read()
+    except ConfigError:
+        return ""  # which the start says itself, when it comes to it
+    pods = sum(inode_of(Path(one.network_namespace)) == one.inode for one in recorded)
+    if not pods:
+        return ""
+    what = "pass unjudged" if fail_mode is FailMode.OPEN else "wait for an agent"
+    return (
+        f"rules stay in place: new connections of {pods} pod{'s'[: pods != 1]} {what}; "
+        f"to remove the rules, run: trireme cleanup --config {folder}"
+    )
 
 
 def cni_installation(runtime: RuntimeDirectory, cni: CniConfig | None) -> CniInstallation:

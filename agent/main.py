@@ -24,6 +24,7 @@ from agent.conntrack import NodeConntrack
 from agent.enforcement import PodEnforcement
 from agent.failmode import FailureCause, verdict_for_failure
 from agent.fastqueue import FastQueue, FastThreads, worker_count
+from agent.flowlog import open_target
 from agent.health import Health, Rounds
 from agent.issuing import Issuer
 from agent.keys import Keys, load_keys
@@ -31,6 +32,7 @@ from agent.kubernetes.api import ApiServer
 from agent.kubernetes.chores import Chores
 from agent.kubernetes.mode import ClusterMode, access_of
 from agent.kubernetes.rollout import Rollout
+from agent.leaving import saying_what_stays
 from agent.logs import fields
 from agent.loop import Loop
 from agent.marks import Marks
@@ -90,7 +92,8 @@ def run(folder: Path) -> None:
     with ExitStack() as holding, ExitStack() as closing:
         runtime = RuntimeDirectory(config.runtime_directory)
         holding.callback(runtime.release)
-        reports = Reports()
+        holding.enter_context(saying_what_stays(runtime, folder, config.fail_mode))
+        reports = Reports(config, closing)
         api = ApiServer(access_of(config.kubernetes)) if config.kubernetes else None
         engine = PolicyEngine(
             Settings((*PRIVATE_NETWORKS, *map(parse_network, map(str, config.pod_ranges))), config.audit)
@@ -104,10 +107,12 @@ def run(folder: Path) -> None:
             runtime.lock()
             first = True
         stopping.append(mode.wake)
+        # Whatever is wrong with this agent shows before it touches a pod, or takes anything from another one.
         if first:
             turn.set()
-            reports.answer_probes(config, closing)
-        # Whatever is wrong with this agent shows before it takes anything from another one.
+            reports.listen()
+        else:
+            rehearse(config, reports)
         keys = load_keys(config, api, runtime.path, stop)
         backend = make_backend(config.rules)
         mode.prepare(turn, closing)
@@ -118,8 +123,6 @@ def run(folder: Path) -> None:
             log.info("taking over")
         prepared = Prepared(config, runtime, api, keys, backend, engine, mode)
         reconciler = hold_pods(prepared, reports, stop, holding, closing)
-        if not first:
-            reports.answer_probes(config, closing)
         if not stop.is_set():
             notify("READY=1")
             reports.ready()
@@ -127,6 +130,14 @@ def run(folder: Path) -> None:
         mode.follow(reconciler)
         notify("STOPPING=1")
         log.info("stopping; rules stay in place", extra=fields(remove_them_with=f"trireme cleanup --config {folder}"))
+
+
+def rehearse(config: AgentConfig, reports: Reports) -> None:
+    """Try what depends on the configuration and is done only when it is our turn. Raises TriremeError."""
+    reports.try_addresses()
+    node_conntrack(config, _node_namespace(config)).close()
+    if config.flow_log:
+        os.close(open_target(config.flow_log))
 
 
 def hold_pods(
@@ -153,11 +164,13 @@ def hold_pods(
         parts = replace(parts, installing=lambda: rollout.missing)
         rollout.begin(reconciler.set_installing, stop)
     mode.start(closing)
+    reports.start(parts, closing)
+    # Here it begins to touch pods: what can fail for the configuration is above.
     reconciler.start()
     enforcement.lay_node()
-    reports.start(parts, closing)
     outputs.observe.start()
-    chores = Chores([keys, *(rollout.chores if rollout else ())])
+    reports.step()
+    chores = Chores([reports, keys, *(rollout.chores if rollout else ())])
     chores.start()
     closing.callback(chores.stop)
     return reconciler

@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -22,7 +22,7 @@ from agent.failmode import FailureCause
 from agent.flowlog import verdict_for, verdict_of
 from agent.kubernetes.reading import REASONS, ClusterReading, WatchReading
 from agent.logs import fields
-from agent.serving import HttpServer
+from agent.serving import Application, HttpServer
 from trireme_py.model import Direction, DropReason, FlowEvent, Reason
 
 log = logging.getLogger(__name__)
@@ -292,9 +292,23 @@ def make_registry(info: BuildInfo, read: Callable[[], Reading]) -> CollectorRegi
 
 
 class MetricsServer(HttpServer):
-    """Serves ``/metrics``."""
+    """Serves ``/metrics``; without a registry it answers 503."""
 
-    def __init__(self, address: str, port: int, registry: CollectorRegistry) -> None:
+    def __init__(self, address: str, port: int, registry: CollectorRegistry | None = None) -> None:
         """Listen; port 0 takes a free one. Raises ConfigError if the address cannot be had."""
-        super().__init__("metrics", address, port, make_wsgi_app(registry))
+        self._application: Application = _starting if registry is None else make_wsgi_app(registry)
+        super().__init__("metrics", address, port, self._answer)
         log.info("metrics", extra=fields(url=f"{self.url}/metrics"))
+
+    def show(self, registry: CollectorRegistry) -> None:
+        """Serve what is in ``registry`` from now on."""
+        self._application = make_wsgi_app(registry)
+
+    def _answer(self, environment: dict[str, Any], start: Any) -> Iterable[bytes]:
+        return self._application(environment, start)
+
+
+def _starting(_: dict[str, Any], start: Any) -> Iterable[bytes]:
+    """Say that there is nothing to count yet: the address is taken before the agent is complete."""
+    start("503 Service Unavailable", [("Content-Type", "text/plain; charset=utf-8")])
+    return [b"the agent is starting\n"]

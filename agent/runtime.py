@@ -72,6 +72,11 @@ class RuntimeDirectory:
         self._lock: int | None = None
 
     @property
+    def ours(self) -> bool:
+        """Whether this process has it."""
+        return self._lock is not None
+
+    @property
     def observe_socket(self) -> Path:
         return self.path / "observe.sock"
 

@@ -59,11 +59,11 @@ def read_public(path: Path, advice: str) -> bytes:
 
     :raises CredentialError: it is missing, no file, or too large
     """
-    return _read(path, advice)[1]
+    return _read(path, f"run: {advice}")[1]
 
 
 def read_secret(path: Path, advice: str) -> bytes:
-    """Read a small file that only its owner may read. ``advice``: the command that makes it.
+    """Read a small file that only its owner may read. ``advice``: what to do where it is missing.
 
     A process that is not root may be let in by its group, if root owns the file: so Kubernetes mounts a Secret where
     ``fsGroup`` is set.
@@ -73,7 +73,7 @@ def read_secret(path: Path, advice: str) -> bytes:
     status, data = _read(path, advice)
     if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO) and not _for_our_group(status):
         mode = stat.S_IMODE(status.st_mode)
-        mend = "set defaultMode: 0400 on the volume" if _is_mounted(path) else f"run: chmod 600 {path}"
+        mend = "set defaultMode: 0400 on the volume" if is_mounted(path) else f"run: chmod 600 {path}"
         raise CredentialError(f"{path}: mode {mode:04o} lets others at a secret; {mend}")
     if status.st_uid not in (0, os.geteuid()):
         raise CredentialError(f"{path}: belongs to user {status.st_uid}, who can change it; run: chown root {path}")
@@ -87,7 +87,7 @@ def _for_our_group(status: os.stat_result) -> bool:
     return os.geteuid() != 0 and status.st_uid == 0 and only_reading and ours
 
 
-def _is_mounted(path: Path) -> bool:
+def is_mounted(path: Path) -> bool:
     """Tell whether the kubelet put the file there: its names are links into a folder that it swaps."""
     return (path.parent / "..data").is_symlink()
 
@@ -97,13 +97,13 @@ def _read(path: Path, advice: str) -> tuple[os.stat_result, bytes]:
         # Not blocking: a named pipe in the place of a file must not hold the agent up.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise CredentialError(f"{path}: no such file; run: {advice}") from None
+        raise CredentialError(f"{path}: no such file; {advice}") from None
     except OSError as error:
         raise CredentialError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         status = os.fstat(descriptor)  # of what was opened, not of what the name leads to by now
         if not stat.S_ISREG(status.st_mode):
-            raise CredentialError(f"{path}: is not a file; run: {advice}")
+            raise CredentialError(f"{path}: is not a file; {advice}")
         if status.st_size > MAX_FILE:
             raise CredentialError(f"{path}: has {status.st_size} bytes, too large for a key or certificate")
         with os.fdopen(descriptor, "rb", closefd=False) as stream:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from ipaddress import ip_address
 from socket import AF_INET, AF_INET6
 from socketserver import TCPServer, ThreadingMixIn
@@ -24,6 +26,10 @@ PATIENCE_S: Final = 5
 
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 """A WSGI application (PEP 3333)."""
+
+
+class AddressInUse(ConfigError):
+    """Another program listens there; it may end."""
 
 
 class _Handler(WSGIRequestHandler):
@@ -75,14 +81,9 @@ class HttpServer:
     def __init__(self, field: str, address: str, port: int, application: Application) -> None:
         """Listen; port 0 takes a free one. ``field``: of ``spec``, where the address comes from.
 
-        Raises ConfigError if the address cannot be had.
+        Raises ConfigError if the address cannot be had, AddressInUse if that is because another program has it.
         """
-        try:
-            self._server = _Server(address, port)
-        except OSError as error:
-            raise ConfigError(
-                f"spec.{field} {address}:{port}: {error.strerror or error}; see who listens: ss -ltnp; or set it to off"
-            ) from error
+        self._server = _listen(field, address, port)
         self._server.set_app(application)
         self._thread = threading.Thread(target=self._server.serve_forever, name=field, daemon=True)
         self._thread.start()
@@ -98,3 +99,19 @@ class HttpServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def try_address(field: str, address: str, port: int) -> None:
+    """Raise ConfigError if the address cannot be had whoever listens there now; it is left as it is."""
+    with suppress(AddressInUse):
+        _listen(field, address, port).server_close()
+
+
+def _listen(field: str, address: str, port: int) -> _Server:
+    try:
+        return _Server(address, port)
+    except OSError as error:
+        kind = AddressInUse if error.errno == errno.EADDRINUSE else ConfigError
+        raise kind(
+            f"spec.{field} {address}:{port}: {error.strerror or error}; see who listens: ss -ltnp; or set it to off"
+        ) from error

@@ -80,6 +80,8 @@ class Status(msgspec.Struct, frozen=True):
     """Earliest end of validity of the pods' identities; they are renewed at half of their life."""
     certificate_until: datetime | None = None
     """End of validity of the node's certificate; None without one."""
+    key_problem: str = ""
+    """The one of ``problems`` that is about the pre-shared key's file."""
     installation: str = ""
     """``lasts`` while pods without an identity count as not yet identified; ``finished``; empty in standalone mode."""
     waited_for: str = ""

@@ -69,6 +69,16 @@ def test_the_readme_s_links_lead_somewhere() -> None:
     assert not broken
 
 
+def test_every_page_is_in_the_list_of_them() -> None:
+    docs = ROOT / "docs"
+    linked = {
+        (docs / link).resolve()
+        for link in re.findall(r"\]\(([^)#]+)\)", (docs / "README.md").read_text(encoding="utf-8"))
+    }
+    pages = {*docs.glob("*.md"), ROOT / "manifests" / "README.md"} - {docs / "README.md"}
+    assert not names(sorted(pages - linked))
+
+
 def test_the_readme_s_claims_name_tests() -> None:
     kernel = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "kernel").glob("test_*.py"))
     tests = re.findall(r"^def (test_\w+)", kernel, re.MULTILINE)

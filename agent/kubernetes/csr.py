@@ -133,6 +133,8 @@ class NodeKeys:
         """End of the certificate in use, seconds since the Unix epoch; 0 without one."""
         self.changes = 0
         """How often another certificate came into use. From any thread."""
+        self.problem = ""
+        """None: what it lacks, it asks for."""
         self._authenticator: Replaceable | None = None
         self.on_replaced: Callable[[], None] = lambda: None
         """Called, on the thread of ``step``, when other keys or authorities are in use."""

@@ -70,6 +70,16 @@ def test_an_agent_that_is_well_passes_everything() -> None:
         ({"queues": Queues(dropped=3)}, State.WARNING, "a-queue-drops", "dropped 3 packets"),
         ({"crashes": 1}, State.WARNING, "a-crashes", "1 unexpected"),
         ({"problems": ("no such namespace",)}, State.ERROR, "a-problems", "no such namespace"),
+        (
+            {
+                "certificate_until": None,
+                "problems": ("psk.key: gone; copy it",),
+                "key_problem": "psk.key: gone; copy it",
+            },
+            State.ERROR,
+            "i-key",
+            "psk.key: gone",
+        ),
         ({"identities_until": NOW}, State.ERROR, "i-identities", "ended at 2026-11-23 12:00 UTC"),
         ({"certificate_until": NOW + timedelta(hours=40)}, State.WARNING, "i-certificate", "ends 2026-11-25 04:00"),
         ({"certificate_until": NOW + timedelta(hours=11)}, State.ERROR, "i-certificate", "ends 2026-11-23 23:00"),

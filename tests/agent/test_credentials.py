@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import errno
+import logging
 import os
 import re
 import subprocess
@@ -151,11 +153,22 @@ def test_a_pre_shared_key_that_belongs_to_somebody_else(tmp_path: Path) -> None:
 
 def test_a_pre_shared_key_that_is_no_file(tmp_path: Path) -> None:
     missing = tmp_path / "missing.key"
-    assert f"no such file; run: trireme key new {missing}" in error(missing, "psk", missing, TRUST_DOMAIN)
+    shown = error(missing, "psk", missing, TRUST_DOMAIN)
+    assert f"no such file; copy it from another node (for the first node, run: trireme key new {missing})" in shown
     assert "is not a file" in error(tmp_path, "psk", tmp_path, TRUST_DOMAIN)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe, 0o600)
     assert "is not a file" in error(pipe, "psk", pipe, TRUST_DOMAIN)
+
+
+@pytest.mark.parametrize("text", [None, b"short"], ids=["missing", "no key"])
+def test_in_a_cluster_it_is_the_secret_that_has_to_be_looked_at(tmp_path: Path, text: bytes | None) -> None:
+    path = Volume(tmp_path / "volume").write(text or b"")
+    if text is None:
+        path.resolve().unlink()
+    shown = error(path, "psk", path, TRUST_DOMAIN)
+    assert "look at the Secret, run: kubectl -n trireme-system describe secret trireme-psk" in shown
+    assert "key new" not in shown
 
 
 def test_a_file_that_is_far_too_large_is_not_read(tmp_path: Path) -> None:
@@ -293,6 +306,61 @@ def test_a_changed_key_that_cannot_be_used_changes_nothing(tmp_path: Path, caplo
     (record,) = caplog.records  # said once, though looked at three times
     assert "neither base64 nor hexadecimal" in str(record.__dict__)
     assert "short" not in str(record.__dict__)
+
+
+def in_use(path: Path) -> PresharedKey:
+    """A key whose file is ``path``, and which is not to be replaced."""
+    key = PresharedKey(secret(path, base64.b64encode(PSK)), TRUST_DOMAIN)
+    key.on_replaced = lambda: pytest.fail("nothing was replaced")
+    return key
+
+
+def test_a_file_that_others_can_read_is_a_problem_until_its_mode_is_right(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What has to be done about it changes neither its content nor its time of modification."""
+    path = tmp_path / "psk.key"
+    key = in_use(path)
+    path.chmod(0o644)
+    for _ in range(3):
+        key.step()
+    assert f"{path}: mode 0644 lets others at a secret; run: chmod 600 {path}; until then" in key.problem
+    assert len(caplog.records) == 1, "said once, though looked at three times"
+    path.chmod(0o600)
+    with caplog.at_level(logging.INFO):
+        key.step()
+    assert key.problem == ""
+    assert caplog.messages[1:] == ["the file of the pre-shared key can be used again"]
+    assert key.changes == 0, "the same key is no other one"
+
+
+def test_a_file_that_is_gone_is_a_problem_until_it_is_back(tmp_path: Path) -> None:
+    path = tmp_path / "psk.key"
+    key = in_use(path)
+    path.rename(tmp_path / "away")
+    key.step()
+    assert f"{path}: no such file; copy it from another node" in key.problem
+    (tmp_path / "away").rename(path)
+    key.step()
+    assert key.problem == ""
+
+
+def test_what_failed_for_a_reason_outside_the_file_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "psk.key"
+    key = in_use(path)
+    os.utime(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", no_descriptor)
+        key.step()
+    assert "Too many open files" in key.problem
+    key.step()
+    assert key.problem == ""
+
+
+def no_descriptor(*_: object) -> int:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 # -- Node key and certificate -----------------------------------------------------------------------------------------

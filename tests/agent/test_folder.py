@@ -6,7 +6,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from agent import config
+from agent.cli import main
 from agent.folder import Folder, FolderReader
 from trireme_py.errors import ConfigError
 
@@ -18,6 +21,8 @@ metadata: {name: only-web, namespace: shop}
 spec:
   podSelector: {matchLabels: {app: db}}
 """
+
+AGENT = "apiVersion: trireme.io/v1alpha1\nkind: AgentConfig\nspec: {trustDomain: one}\n"
 
 
 @pytest.fixture
@@ -119,8 +124,11 @@ def test_a_misspelled_kind_breaks_its_file(folder: Path, reader: FolderReader, k
 
 def test_a_broken_file_at_the_start_is_refused(folder: Path, reader: FolderReader) -> None:
     (folder / "a.yaml").write_text(POLICY.replace("podSelector", "podSelectr"))
-    with pytest.raises(ConfigError, match=r"a\.yaml:5: spec\.podSelectr: .*\n.*trireme policy check"):
+    with pytest.raises(ConfigError, match=r"a\.yaml:5: spec\.podSelectr: ") as caught:
         reader.first()
+    advised = str(caught.value).rpartition("run: trireme ")[2].split()
+    done = CliRunner().invoke(main, advised)
+    assert "spec.podSelectr" in done.stdout, "the advice can be pasted"
 
 
 def test_a_restart_beside_a_broken_file_continues_with_its_last_good_state(folder: Path, tmp_path: Path) -> None:
@@ -220,13 +228,47 @@ def test_a_kind_nobody_reads_is_reported_and_breaks_nothing(folder: Path, reader
 
 
 def test_a_changed_agent_config_asks_for_a_restart(folder: Path, reader: FolderReader) -> None:
-    text = "apiVersion: trireme.io/v1alpha1\nkind: AgentConfig\nspec: {trustDomain: one}\n"
-    (folder / "agent.yaml").write_text(text)
+    (folder / "agent.yaml").write_text(AGENT)
     assert not reader.first().problems
-    (folder / "agent.yaml").write_text(text.replace("one", "two"))
+    (folder / "agent.yaml").write_text(AGENT.replace("one", "two"))
     assert [problem.hint for problem in reader.read().problems] == ["restart the agent"]
-    (folder / "agent.yaml").write_text(text)
+    (folder / "agent.yaml").write_text(AGENT)
     assert not reader.read().problems
+
+
+@pytest.mark.parametrize("domain", ["one", "two"], ids=["the same", "another"])
+def test_a_second_agent_config_is_a_problem_until_there_is_one(folder: Path, reader: FolderReader, domain: str) -> None:
+    (folder / "agent.yaml").write_text(AGENT)
+    reader.first()
+    (folder / "copy.yaml").write_text(AGENT.replace("one", domain))
+    (problem,) = reader.read().problems
+    assert f"more than one AgentConfig document ({folder}/agent.yaml:1, {folder}/copy.yaml:1)" in problem.message
+    with pytest.raises(ConfigError, match="more than one AgentConfig"):
+        config.load(folder)
+    (folder / "copy.yaml").unlink()
+    assert not reader.read().problems
+
+
+def test_an_agent_config_that_goes_is_a_problem_until_it_is_back(folder: Path, reader: FolderReader) -> None:
+    (folder / "agent.yaml").write_text(AGENT)
+    (folder / "a.yaml").write_text(pod("a"))
+    reader.first()
+    (folder / "agent.yaml").unlink()
+    (problem,) = reader.read().problems
+    assert (problem.file, problem.hint) == (str(folder), "put it back")
+    assert "no AgentConfig document is there any more" in problem.message
+    with pytest.raises(ConfigError, match="no AgentConfig document"):
+        config.load(folder)
+    (folder / "moved.yaml").write_text(AGENT)
+    assert not reader.read().problems
+
+
+def test_an_agent_config_in_a_broken_file_is_not_said_to_be_gone(folder: Path, reader: FolderReader) -> None:
+    (folder / "agent.yaml").write_text(AGENT)
+    (folder / "a.yaml").write_text(pod("a"))
+    reader.first()
+    (folder / "agent.yaml").write_text("kind: [")
+    assert [problem.file for problem in reader.read().problems] == [str(folder / "agent.yaml")]
 
 
 def test_it_knows_without_reading_that_something_changed(folder: Path, reader: FolderReader) -> None:

@@ -199,6 +199,22 @@ def test_a_broken_file_is_reported_and_the_last_good_state_stays_in_force(
         assert agent.scrape()["trireme_config_problems"] == 0
 
 
+@pytest.mark.slow(reason="the agent looks at the file every 10 s, and twice here")
+def test_a_key_file_that_cannot_be_used_is_shown_until_it_can(configuration: Configuration) -> None:
+    key = configuration.folder.parent / "psk.key"
+    with AgentProcess(configuration) as agent:
+        with agent.after("cannot be used", "mode 0644"):
+            key.chmod(0o644)
+        assert agent.scrape()["trireme_config_problems"] == 1
+        where = ("--runtime-directory", str(configuration.runtime))
+        assert "psk.key: mode 0644 lets others at a secret" in trireme("status", *where).stdout
+        assert "× pre-shared key: " in trireme("check", *where).stdout  # noqa: RUF001
+        with agent.after("can be used again"):
+            key.chmod(0o600)
+        assert agent.scrape()["trireme_config_problems"] == 0
+        assert "√ pre-shared key of example.org" in trireme("check", *where).stdout
+
+
 def test_a_stopped_agent_leaves_the_rules_and_cleanup_removes_them(
     network: Network, application: Server, configuration: Configuration
 ) -> None:
@@ -319,6 +335,42 @@ def test_a_wrong_configuration_ends_the_start_with_every_problem(configuration: 
     assert done.returncode == 2
     assert [line.split(": ", 2)[2].split(":")[0] for line in done.stderr.splitlines()] == ["spec.mode", "spec.queues"]
     configuration.write("agent.yaml", text)
+
+
+def test_a_metrics_port_that_is_taken_ends_the_start_before_a_pod_is_touched(
+    network: Network, application: Server, configuration: Configuration
+) -> None:
+    text = (configuration.folder / "agent.yaml").read_text()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        configuration.write("agent.yaml", text.replace("127.0.0.1:0", f"127.0.0.1:{other.getsockname()[1]}"))
+        done = trireme("agent", "--config", str(configuration.folder))
+    assert done.returncode == 2
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("trireme agent:")]
+    assert "spec.metrics 127.0.0.1:" in said
+    assert "Address already in use" in said
+    assert not rules(network.client) + rules(network.server)
+    assert ask(network.client, network.server.ipv4, PORT) == b"hello"
+
+
+@pytest.mark.parametrize(("fail_mode", "what"), [("closed", "wait for an agent"), ("open", "pass unjudged")])
+def test_a_start_that_fails_while_rules_are_in_place_says_so_and_how_they_are_removed(
+    network: Network, configuration: Configuration, fail_mode: str, what: str
+) -> None:
+    text = (configuration.folder / "agent.yaml").read_text() + f"  failMode: {fail_mode}\n"
+    configuration.write("agent.yaml", text)
+    with AgentProcess(configuration):
+        pass
+    key = configuration.folder.parent / "psk.key"
+    key.chmod(0o644)
+    done = trireme("agent", "--config", str(configuration.folder))
+    assert done.returncode == 2
+    first, second = [line for line in done.stderr.splitlines() if line.startswith("trireme agent:")]
+    assert "psk.key: mode 0644" in first
+    assert f"rules stay in place: new connections of 2 pods {what}" in second
+    command = second.rpartition("run: trireme ")[2].split()
+    assert command == ["cleanup", "--config", str(configuration.folder)]
+    assert trireme(*command).returncode == 0
+    assert not rules(network.client) + rules(network.server)
 
 
 def test_a_world_readable_key_is_refused(configuration: Configuration) -> None:

@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ import pytest
 
 from agent.kubernetes.lastknown import MARK
 from agent.lab import LabPod
-from tests.harness.agent_process import PATIENCE_S, AgentProcess, Configuration
+from tests.harness.agent_process import PATIENCE_S, AgentProcess, Configuration, trireme
 from tests.harness.traffic import REFUSAL_S, Server, ask, open_socket, refused
 from tests.kernel.test_cluster_mode import PORT, Site, site
 
@@ -155,6 +157,51 @@ def test_one_that_cannot_start_takes_nothing_from_the_one_that_runs(busy: Site, 
         assert first.process.poll() is None
         assert ask(site.client, site.server.ipv4, PORT) == b"hello"
         assert refused(guest, site.server.ipv4, PORT)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("metrics", "192.0.2.1:9643", "spec.metrics 192.0.2.1:9643: Cannot assign requested address"),
+        ("flowLog", "/proc/flows.jsonl", "flow log /proc/flows.jsonl"),
+        ("nodeNetworkNamespace", "trm-nowhere", "spec.nodeNetworkNamespace"),
+    ],
+)
+def test_one_that_could_not_hold_the_pods_takes_nothing_from_the_one_that_does(
+    busy: Site, guest: LabPod, field: str, value: str, said: str
+) -> None:
+    site = busy
+    with AgentProcess(site.configuration) as first:
+        set_field(site.configuration, field, value)
+        second = AgentProcess(site.configuration)
+        assert second.process.wait(PATIENCE_S) == 2
+        assert said in second.wait_for("trireme agent:")
+        assert first.process.poll() is None
+        assert ask(site.client, site.server.ipv4, PORT) == b"hello"
+        assert refused(guest, site.server.ipv4, PORT)
+
+
+def test_a_port_that_somebody_else_has_when_its_turn_comes_cuts_no_pod_off(busy: Site, guest: LabPod) -> None:
+    """While it waits it cannot tell him from the agent before it, which has the same port until it ends."""
+    site = busy
+    with AgentProcess(site.configuration) as first, socket.create_server(("127.0.0.1", 0)) as other:
+        at = f"127.0.0.1:{other.getsockname()[1]}"
+        set_field(site.configuration, "metrics", at)
+        with Waiting(site.configuration) as second:
+            first.end(signal.SIGTERM)
+            second.wait_for("an address is not there yet", f"spec.metrics {at}")
+            assert f"pods={HELD}" in second.wait_for("msg=ready")
+            assert ask(site.client, site.server.ipv4, PORT) == b"hello"
+            assert refused(guest, site.server.ipv4, PORT)
+            status = trireme("status", "--runtime-directory", str(site.configuration.runtime))
+            assert f"spec.metrics {at}: Address already in use" in status.stdout
+            other.close()
+            assert second.scrape()["trireme_config_problems"] == 0
+
+
+def set_field(configuration: Configuration, field: str, value: str) -> None:
+    text = (configuration.folder / "agent.yaml").read_text()
+    configuration.write("agent.yaml", re.sub(f"  {field}: .*", f"  {field}: {value}", text))
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
