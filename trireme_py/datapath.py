@@ -210,9 +210,13 @@ class Datapath:
             explain(self._shared, turn, bad)
             return self._drop(bad.reason)
         except Exception as failure:  # the one catch-all: no packet may end the process
-            verdict = self._on_failure(failure)
-            self._shared.drops[DropReason.INTERNAL_ERROR] += 1
-            return Result(verdict, DropReason.INTERNAL_ERROR if verdict is Verdict.DROP else None)
+            return self._fail(failure)
+
+    def _fail(self, failure: Exception) -> Result:
+        """Answer for a packet that made this code fail."""
+        verdict = self._on_failure(failure)
+        self._shared.drops[DropReason.INTERNAL_ERROR] += 1
+        return Result(verdict, DropReason.INTERNAL_ERROR if verdict is Verdict.DROP else None)
 
     def _application_packet(self, turn: Turn) -> Result:
         """A TCP packet leaves the pod."""

@@ -26,7 +26,7 @@ from trireme_py.endpoint import (
     Translate,
     tuple_of,
 )
-from trireme_py.errors import BadPacket
+from trireme_py.errors import BadPacket, InvalidToken
 from trireme_py.fast_exchanges import Exchanges, session_of
 from trireme_py.fast_tables import SUPERSEDED, BareTargets, LentTable, OwnedSyns, OwnedTable, SilentTargets
 from trireme_py.flows import Tuple5
@@ -308,10 +308,12 @@ class FastDatapath(Datapath):
         pod = self._pods.get(endpoint)
         if pod is None:
             return self.receive_one(now, endpoint, hook, caught, more)
-        self._collect_events(endpoint, pod)
-        pod.reader.adopt(handed_over, now)
         try:
+            self._collect_events(endpoint, pod)
+            pod.reader.adopt(handed_over, now)
             return self.receive_one(now, endpoint, hook, caught, more)
+        except Exception as failure:  # what stands before the catch-all must not take the batch's other packets along
+            return self._fail(failure)
         finally:
             pod.engine.returned(_HOOKS[hook], caught.data)
 
@@ -324,7 +326,10 @@ class FastDatapath(Datapath):
         if tables.policy.installing:
             return  # until all agents are there Python notes who has presented an identity, packet by packet
         egress = accepted.direction is Direction.EGRESS
-        key = self._shared.identities.pair_key(accepted.local, accepted.peer, local_is_client=egress)
+        try:
+            key = self._shared.identities.pair_key(accepted.local, accepted.peer, local_is_client=egress)
+        except InvalidToken:
+            return  # its keys were withdrawn during the exchange, which ends as it began; the next one is refused
         number = pod.numbers.get(accepted.decision)
         if number is None:
             number = pod.numbers[accepted.decision] = len(pod.decisions)

@@ -14,6 +14,7 @@ from trireme_py import messages, wire
 from trireme_py.client import ClientSide
 from trireme_py.datagram_flows import ClientDatagrams, ServerDatagrams, Stage, Ticket, Warm
 from trireme_py.endpoint import Endpoint, Shared
+from trireme_py.errors import BadPacket, InvalidToken
 from trireme_py.flows import ClientFlow, Live, ServerFlow, Tuple5
 from trireme_py.handshake import State
 from trireme_py.identities import LocalIdentity, Peer
@@ -96,10 +97,13 @@ class Reader:
         while octets:
             kind, size, protocol, own, other, own_port, other_port = _HEAD.unpack_from(octets)
             tuple5 = (protocol, from_16(own), own_port, from_16(other), other_port)
-            flow = readers[kind](tuple5, octets[_HEAD.size : size])
+            record, octets = octets[_HEAD.size : size], octets[size:]
+            try:
+                flow = readers[kind](tuple5, record)
+            except (BadPacket, InvalidToken):
+                continue  # the pre-shared key behind it was withdrawn, say
             if flow is not None:
                 yield flow
-            octets = octets[size:]
 
     def _client(self, tuple5: Tuple5, octets: bytes) -> ClientFlow | None:
         state, isn, server_isn, policy, local_number, peer_number, proven_ns, nonce, fixed, proof = _CLIENT.unpack_from(

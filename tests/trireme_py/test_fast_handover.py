@@ -7,15 +7,17 @@ from dataclasses import replace
 import pytest
 
 from tests.harness import world
-from tests.harness.segments import ACK, SYN, Segment, read, tcp
+from tests.harness.segments import ACK, SYN, Segment, packed, read, tcp
 from tests.harness.shop import CLIENT, Shop
 from tests.harness.standin_policy import only_from
 from tests.trireme_py.test_fast_edges import ISN, SERVER_ISN, Ends
+from trireme_py.auth_psk import PskAuthenticator
 from trireme_py.datapath import Caught
 from trireme_py.endpoint import Endpoint
 from trireme_py.fast import FastDatapath, Parked
+from trireme_py.handover import Reader
 from trireme_py.messages import encode_syn
-from trireme_py.model import DropReason, Hook, Release, Result, Verdict
+from trireme_py.model import DropReason, Hook, Instant, Release, Result, Verdict
 
 PARK = 4
 OWN_PORT = slice(36, 38)
@@ -134,3 +136,67 @@ def test_what_a_client_holds_is_dropped_when_it_makes_room(ends: Ends) -> None:
         assert result.verdict is Verdict.HOLD
         assert datapath.take_releases() == wanted
         ends.sport += 1
+
+
+# -- what cannot be put together again --------------------------------------------------------------------------------
+
+
+def withdraw_keys(datapath: FastDatapath) -> None:
+    """What the pre-shared key of now vouches for is not believed any more."""
+    identities = datapath._shared.identities
+    identities.authenticator = PskAuthenticator(b"n" * 32, identities.authenticator.trust_domain)
+    datapath.forget_peers()
+
+
+def test_an_exchange_whose_keys_were_withdrawn_is_left_out_and_nothing_else(shop: Shop) -> None:
+    live = shop.assert_works()
+    unproven = half_open(shop, 1024, 5_000_000)
+    withdraw_keys(fast(shop))
+    shop.server.set_policy(only_from(CLIENT))
+    own, port, other, other_port = live.key
+    accepted = Segment(own, port, other, other_port, 9, 9, ACK, b"data")
+    stranger = Segment(packed("10.1.0.99"), 1, other, 80, 9, 0, SYN, b"")
+    batch = [parked(shop, one, ticket) for ticket, one in enumerate((unproven, accepted, stranger))]
+    shop.server.host.connections.clear()
+    results = judge(shop, *batch)
+    assert [(one.verdict, one.reason) for one in results] == [
+        (Verdict.DROP, DropReason.NO_STATE),
+        (Verdict.ACCEPT, None),
+        (Verdict.DROP, DropReason.POLICY),
+    ]
+    assert set(tables(shop).live) == {(6, other, 80, own, port)}
+    assert not tables(shop).servers
+    assert fast(shop).counters(0).owned == 1, "the accepted connection, and nothing for having been in hand"
+
+
+def test_a_failure_of_ours_costs_the_packet_that_met_it(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    adopt = Reader.adopt
+
+    def failing(reader: Reader, octets: bytes, now: Instant) -> None:
+        if octets == batch[0].handover:
+            raise RuntimeError
+        adopt(reader, octets, now)
+
+    monkeypatch.setattr(Reader, "adopt", failing)
+    fast(shop)._on_failure = lambda _: Verdict.DROP
+    batch = [parked(shop, half_open(shop, 1024 + n, 5_000_000 + n), n) for n in range(3)]
+    results = judge(shop, *batch)
+    assert results[0] == Result(Verdict.DROP, DropReason.INTERNAL_ERROR)
+    assert [one.verdict for one in results[1:]] == [Verdict.HOLD] * 2
+    assert fast(shop).counters(0).owned == len(tables(shop).servers) == 2
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_an_exchange_ends_as_it_began_though_nothing_can_be_learned_from_it(ends: Ends, side: str) -> None:
+    """As with Python alone, which needs the key no more by then."""
+    if side == "client":
+        ends.answered()
+        pod, hook, last = ends.client, Hook.APPLICATION, ends.from_client(ACK, ISN + 1, SERVER_ISN + 1, b"data")
+    else:
+        pod, hook, last = ends.server, Hook.NETWORK, ends.proof(b"data")
+    assert isinstance(pod.datapath, FastDatapath)
+    pod.datapath.take_over(0, ends.shop.world.now)
+    withdraw_keys(pod.datapath)
+    (result,) = pod.datapath.receive(ends.shop.world.now, 0, hook, [Caught(1, last.build())])
+    assert (result.verdict, result.reason) == (Verdict.ACCEPT, None)
+    assert pod.datapath.counters(0).verdicts == 1, "what it was taught before"
