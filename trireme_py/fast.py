@@ -8,7 +8,7 @@ this file teaches the engine. Nothing here decides anything.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -29,7 +29,7 @@ from trireme_py.endpoint import (
 from trireme_py.errors import BadPacket, InvalidToken
 from trireme_py.fast_exchanges import Exchanges, session_of
 from trireme_py.fast_tables import SUPERSEDED, BareTargets, LentTable, OwnedSyns, OwnedTable, SilentTargets
-from trireme_py.flows import Tuple5
+from trireme_py.flows import Live, Tuple5
 from trireme_py.handover import DIRECTIONS, Reader
 from trireme_py.identities import Identities, LocalIdentity, Peer
 from trireme_py.model import (
@@ -396,13 +396,20 @@ class FastDatapath(Datapath):
         self._forget_tokens(now)
         return super().expire(now)
 
-    def remembered(self, endpoint: int) -> set[Tuple5]:
-        return super().remembered(endpoint) | set(self._pods[endpoint].engine.remembered())
+    def remembered(self, endpoint: int) -> dict[Tuple5, Live | None]:
+        found: dict[Tuple5, Live | None] = dict.fromkeys(self._pods[endpoint].engine.remembered())
+        return found | super().remembered(endpoint)
 
-    def forget_dead(self, endpoint: int, living: set[Tuple5]) -> int:
-        engine = self._pods[endpoint].engine
-        dead = sum(engine.forget(*tuple5) for tuple5 in engine.remembered() if tuple5 not in living)
-        return super().forget_dead(endpoint, living) + dead
+    def forget(self, endpoint: int, gone: Mapping[Tuple5, Live | None]) -> int:
+        # The engine's threads go on meanwhile. What they have accepted since on the ports of a connection that is gone
+        # cannot be told from that one, and is forgotten with it. This takes ports that nobody has used for a minute,
+        # used again in the milliseconds since conntrack was read; and it opens nothing. The new connection goes on by
+        # its mark, and under a new policy it is what one is that is older than the agent: judged as unidentified.
+        engine, dead = self._pods[endpoint].engine, 0
+        for (protocol, own, own_port, other, other_port), live in gone.items():
+            if live is None:
+                dead += engine.forget(protocol, own, own_port or 0, other, other_port or 0)
+        return super().forget(endpoint, gone) + dead
 
     def drain_events(self) -> list[FlowEvent]:
         for endpoint, pod in self._pods.items():
