@@ -360,7 +360,9 @@ class FastDatapath(Datapath):
             self._next_number += 1
             token = _fastpath.Token(number, identity, assertion, not_after + CLOCK_SKEW_S)
             self._known[number] = _Known(token, one)
-        return self._known[number].token
+        known = self._known[number]
+        known.unused_since = None
+        return known.token
 
     def _forget_tokens(self, now: Instant) -> None:
         """Forget the tokens that the engine has let go of long ago: a parked packet may still name a younger one."""
