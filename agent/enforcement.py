@@ -28,7 +28,7 @@ from agent.rules import RuleBackend
 from agent.ruleset import OwnNode, PodRules
 from trireme_py.datapath import Datapath, Gauges
 from trireme_py.errors import KernelError
-from trireme_py.flows import Tuple5
+from trireme_py.flows import Live, Tuple5
 from trireme_py.identities import LocalIdentity
 from trireme_py.model import Address, Direction, DropReason, PolicyView, Reason, Verdict
 
@@ -49,7 +49,7 @@ class _Attached:
     pod: str
     namespace: Path
     queue: PodQueue
-    suspects: set[Tuple5] = field(default_factory=set)
+    suspects: dict[Tuple5, Live | None] = field(default_factory=dict)
     """Remembered connections that conntrack did not have when it was last asked."""
 
 
@@ -281,16 +281,19 @@ class PodEnforcement:
         """Forget connections that conntrack twice in a row did not have; a young one is not marked there at once."""
         known = self._on_loop(lambda: self._datapath.remembered(endpoint))
         if not known:
+            attached.suspects = {}
             return
         living: set[Tuple5] = set()
         for one in conntrack.sweep(attached.namespace, self._marks):
             for source, sport, destination, dport in (one.original, one.reply):
                 living.add((one.protocol, source, sport, destination, dport))
                 living.add((one.protocol, destination, dport, source, sport))
-        dead = known - living
-        gone, attached.suspects = dead & attached.suspects, dead
+        suspects = attached.suspects
+        dead = attached.suspects = {tuple5: live for tuple5, live in known.items() if tuple5 not in living}
+        # The same one twice, and not two in turn on the same ports.
+        gone = {tuple5: live for tuple5, live in dead.items() if tuple5 in suspects and suspects[tuple5] is live}
         if gone:
-            self._on_loop(lambda: self._datapath.forget_dead(endpoint, self._datapath.remembered(endpoint) - gone))
+            self._on_loop(lambda: self._datapath.forget(endpoint, gone))
 
     def _rules(self, epoch: int) -> PodRules:
         # What the kernel does while nobody listens is the answer of the one function that decides about failure.

@@ -7,6 +7,7 @@ from typing import Final
 from trireme_py import messages, wire
 from trireme_py.endpoint import (
     Acceptance,
+    Endpoint,
     Shared,
     Turn,
     cut,
@@ -55,7 +56,7 @@ class ClientSide:
     def app_syn(self, turn: Turn) -> Result:
         """The pod's SYN leaves: attach who the pod is."""
         endpoint, packet = turn.pod, turn.packet
-        flow = previous = endpoint.clients.get(turn.tuple5)
+        flow = endpoint.clients.get(turn.tuple5)
         if flow is not None and flow.isn == packet.sequence and flow.resynchronising:
             flow.resynchronising = False
             return Result(Verdict.PASS)  # our own bare copy; it must not disturb the mark
@@ -95,8 +96,6 @@ class ClientSide:
         flow.state, flow.syn = state, syn
         flow.sent += 1
         flow.last_was_bare = bare
-        if previous is not None and previous is not flow:
-            drop_held(self._shared, endpoint, previous.held, DropReason.HOLD_TIMEOUT)
         self._remember(turn, flow)
         return Result(Verdict.PASS_CLEAR, packet=rewritten)
 
@@ -112,9 +111,16 @@ class ClientSide:
         return packet.destination in self._shared.settings.node_addresses
 
     def _remember(self, turn: Turn, flow: ClientFlow) -> None:
-        evicted = turn.pod.clients.put(flow.key, flow, turn.now.mono_ns)
+        self.remember(turn.pod, flow, turn.now.mono_ns)
+
+    def remember(self, endpoint: Endpoint, flow: ClientFlow, mono_ns: int) -> None:
+        """Remember a connection that is being opened, and give up what is held of whatever goes for it."""
+        replaced = endpoint.clients.get(flow.key)
+        evicted = endpoint.clients.put(flow.key, flow, mono_ns)
+        if replaced is not None and replaced is not flow:
+            drop_held(self._shared, endpoint, replaced.held, DropReason.HOLD_TIMEOUT)
         if evicted is not None:
-            drop_held(self._shared, turn.pod, evicted.held, DropReason.TABLE_FULL)
+            drop_held(self._shared, endpoint, evicted.held, DropReason.TABLE_FULL)
 
     def net_syn_ack(self, turn: Turn, flow: ClientFlow) -> Result:
         """The server answers: believe it, judge it, and prove ourselves when asked again."""

@@ -7,7 +7,7 @@ packets from the pods' queues, calls :meth:`Datapath.receive`, and carries out t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from trireme_py.endpoint import (
 )
 from trireme_py.errors import BadPacket, InvalidToken
 from trireme_py.established import Established
-from trireme_py.flows import Tuple5
+from trireme_py.flows import Live, Tuple5
 from trireme_py.handshake import AWAITING_ACK, AWAITING_SYN_ACK, OPENED
 from trireme_py.identities import Identities, LocalIdentity
 from trireme_py.messages import is_message
@@ -210,9 +210,13 @@ class Datapath:
             explain(self._shared, turn, bad)
             return self._drop(bad.reason)
         except Exception as failure:  # the one catch-all: no packet may end the process
-            verdict = self._on_failure(failure)
-            self._shared.drops[DropReason.INTERNAL_ERROR] += 1
-            return Result(verdict, DropReason.INTERNAL_ERROR if verdict is Verdict.DROP else None)
+            return self._fail(failure)
+
+    def _fail(self, failure: Exception) -> Result:
+        """Answer for a packet that made this code fail."""
+        verdict = self._on_failure(failure)
+        self._shared.drops[DropReason.INTERNAL_ERROR] += 1
+        return Result(verdict, DropReason.INTERNAL_ERROR if verdict is Verdict.DROP else None)
 
     def _application_packet(self, turn: Turn) -> Result:
         """A TCP packet leaves the pod."""
@@ -311,10 +315,13 @@ class Datapath:
             pod.minds_payload.expire(now.mono_ns)
         return self._take_orphans()
 
-    def remembered(self, endpoint: int) -> set[Tuple5]:
-        """Return the accepted connections that are remembered."""
+    def remembered(self, endpoint: int) -> dict[Tuple5, Live | None]:
+        """Return the accepted connections that are remembered, each with what is known of it.
+
+        That tells it from a later one on the same ports. None: only the fast path knows it.
+        """
         pod = self._endpoints[endpoint]
-        return {*pod.live, *pod.live_datagrams}
+        return {tuple5: table.get(tuple5) for table in (pod.live, pod.live_datagrams) for tuple5 in table}
 
     def take_releases(self) -> list[tuple[int, Release]]:
         """Return (endpoint, release) of held packets whose connection had to make room since the last call."""
@@ -325,10 +332,14 @@ class Datapath:
         sends, self._shared.sends = self._shared.sends, []
         return sends
 
-    def forget_dead(self, endpoint: int, living: set[Tuple5]) -> int:
-        """Drop the memory of accepted connections that conntrack no longer has; returns how many."""
+    def forget(self, endpoint: int, gone: Mapping[Tuple5, Live | None]) -> int:
+        """Drop the memory of those of the :meth:`remembered` connections that conntrack no longer has.
+
+        A connection that was accepted on the same ports since then stays. Returns how many were dropped.
+        """
         pod = self._endpoints[endpoint]
-        dead = [(table, tuple5) for table in (pod.live, pod.live_datagrams) for tuple5 in table if tuple5 not in living]
+        tables = (pod.live, pod.live_datagrams)
+        dead = [(table, key) for table in tables for key, live in gone.items() if live and table.get(key) is live]
         for table, tuple5 in dead:
             table.pop(tuple5)
         return len(dead)

@@ -8,7 +8,7 @@ this file teaches the engine. Nothing here decides anything.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -26,10 +26,10 @@ from trireme_py.endpoint import (
     Translate,
     tuple_of,
 )
-from trireme_py.errors import BadPacket
+from trireme_py.errors import BadPacket, InvalidToken
 from trireme_py.fast_exchanges import Exchanges, session_of
 from trireme_py.fast_tables import SUPERSEDED, BareTargets, LentTable, OwnedSyns, OwnedTable, SilentTargets
-from trireme_py.flows import Tuple5
+from trireme_py.flows import Live, Tuple5
 from trireme_py.handover import DIRECTIONS, Reader
 from trireme_py.identities import Identities, LocalIdentity, Peer
 from trireme_py.model import (
@@ -316,10 +316,12 @@ class FastDatapath(Datapath):
         pod = self._pods.get(endpoint)
         if pod is None:
             return self.receive_one(now, endpoint, hook, caught, more)
-        self._collect_events(endpoint, pod)
-        pod.reader.adopt(handed_over, now)
         try:
+            self._collect_events(endpoint, pod)
+            pod.reader.adopt(handed_over, now)
             return self.receive_one(now, endpoint, hook, caught, more)
+        except Exception as failure:  # what stands before the catch-all must not take the batch's other packets along
+            return self._fail(failure)
         finally:
             pod.engine.returned(_HOOKS[hook], caught.data)
 
@@ -332,7 +334,10 @@ class FastDatapath(Datapath):
         if tables.policy.installing:
             return  # until all agents are there Python notes who has presented an identity, packet by packet
         egress = accepted.direction is Direction.EGRESS
-        key = self._shared.identities.pair_key(accepted.local, accepted.peer, local_is_client=egress)
+        try:
+            key = self._shared.identities.pair_key(accepted.local, accepted.peer, local_is_client=egress)
+        except InvalidToken:
+            return  # its keys were withdrawn during the exchange, which ends as it began; the next one is refused
         number = pod.numbers.get(accepted.decision)
         if number is None:
             number = pod.numbers[accepted.decision] = len(pod.decisions)
@@ -363,7 +368,9 @@ class FastDatapath(Datapath):
             self._next_number += 1
             token = _fastpath.Token(number, identity, assertion, not_after + CLOCK_SKEW_S)
             self._known[number] = _Known(token, one)
-        return self._known[number].token
+        known = self._known[number]
+        known.unused_since = None
+        return known.token
 
     def _forget_tokens(self, now: Instant) -> None:
         """Forget the tokens that the engine has let go of long ago: a parked packet may still name a younger one."""
@@ -399,13 +406,20 @@ class FastDatapath(Datapath):
         self._forget_tokens(now)
         return super().expire(now)
 
-    def remembered(self, endpoint: int) -> set[Tuple5]:
-        return super().remembered(endpoint) | set(self._pods[endpoint].engine.remembered())
+    def remembered(self, endpoint: int) -> dict[Tuple5, Live | None]:
+        found: dict[Tuple5, Live | None] = dict.fromkeys(self._pods[endpoint].engine.remembered())
+        return found | super().remembered(endpoint)
 
-    def forget_dead(self, endpoint: int, living: set[Tuple5]) -> int:
-        engine = self._pods[endpoint].engine
-        dead = sum(engine.forget(*tuple5) for tuple5 in engine.remembered() if tuple5 not in living)
-        return super().forget_dead(endpoint, living) + dead
+    def forget(self, endpoint: int, gone: Mapping[Tuple5, Live | None]) -> int:
+        # The engine's threads go on meanwhile. What they have accepted since on the ports of a connection that is gone
+        # cannot be told from that one, and is forgotten with it. This takes ports that nobody has used for a minute,
+        # used again in the milliseconds since conntrack was read; and it opens nothing. The new connection goes on by
+        # its mark, and under a new policy it is what one is that is older than the agent: judged as unidentified.
+        engine, dead = self._pods[endpoint].engine, 0
+        for (protocol, own, own_port, other, other_port), live in gone.items():
+            if live is None:
+                dead += engine.forget(protocol, own, own_port or 0, other, other_port or 0)
+        return super().forget(endpoint, gone) + dead
 
     def drain_events(self) -> list[FlowEvent]:
         for endpoint, pod in self._pods.items():

@@ -78,8 +78,8 @@ class Exchanges:
 
     def _lend(self, value: Warm | Ticket) -> _fastpath.Session:
         session = session_of(value)
-        if session.number not in self._lent:
-            self._lent[session.number] = _Lent(session, value)
+        lent = self._lent.setdefault(session.number, _Lent(session, value))
+        lent.unused_since = None
         return session
 
     def forget_unused(self, mono_ns: int, grace_ns: int) -> None:

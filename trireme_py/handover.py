@@ -11,14 +11,17 @@ from struct import Struct
 from typing import Final
 
 from trireme_py import messages, wire
+from trireme_py.client import ClientSide
 from trireme_py.datagram_flows import ClientDatagrams, ServerDatagrams, Stage, Ticket, Warm
 from trireme_py.endpoint import Endpoint, Shared
+from trireme_py.errors import BadPacket, InvalidToken
 from trireme_py.flows import ClientFlow, Live, ServerFlow, Tuple5
 from trireme_py.handshake import State
 from trireme_py.identities import LocalIdentity, Peer
 from trireme_py.messages import from_16
 from trireme_py.model import Direction, Instant, PolicyView, Protocol
 from trireme_py.packet import parse_packet_untrusted
+from trireme_py.server import ServerSide
 
 CLIENT, SERVER, LIVE, DATAGRAM_CLIENT, DATAGRAM_SERVER = 1, 2, 3, 4, 5
 DIRECTIONS: Final = (Direction.INGRESS, Direction.EGRESS)
@@ -53,23 +56,25 @@ Lent = Callable[[int], "Warm | Ticket | None"]
 class Reader:
     """Puts the flows of one local pod together again."""
 
-    __slots__ = ("_known", "_lent", "_pod", "_policy_of", "_shared")
+    __slots__ = ("_client_side", "_known", "_lent", "_pod", "_policy_of", "_server_side", "_shared")
 
     def __init__(self, shared: Shared, pod: Endpoint, known: Known, policy_of: PolicyOf, lent: Lent) -> None:
         self._shared = shared
+        self._client_side = ClientSide(shared)
+        self._server_side = ServerSide(shared)
         self._pod = pod
         self._known = known
         self._policy_of = policy_of
         self._lent = lent
 
     def adopt(self, octets: bytes, now: Instant) -> None:
-        """Put the flows into the pod's tables."""
+        """Put the flows into the pod's tables, as if they had always been there."""
         pod = self._pod
         for flow in self.read(octets):
             if isinstance(flow, ClientFlow):
-                pod.clients.put(flow.key, flow, now.mono_ns)
+                self._client_side.remember(pod, flow, now.mono_ns)
             elif isinstance(flow, ServerFlow):
-                pod.servers.put(flow.key, flow, now.mono_ns)
+                self._server_side.remember(pod, flow, now.mono_ns)
                 if flow.server_isn is not None:
                     pod.answered[flow.tuple5] = flow
             elif isinstance(flow, ClientDatagrams):
@@ -92,10 +97,13 @@ class Reader:
         while octets:
             kind, size, protocol, own, other, own_port, other_port = _HEAD.unpack_from(octets)
             tuple5 = (protocol, from_16(own), own_port, from_16(other), other_port)
-            flow = readers[kind](tuple5, octets[_HEAD.size : size])
+            record, octets = octets[_HEAD.size : size], octets[size:]
+            try:
+                flow = readers[kind](tuple5, record)
+            except (BadPacket, InvalidToken):
+                continue  # the pre-shared key behind it was withdrawn, say
             if flow is not None:
                 yield flow
-            octets = octets[size:]
 
     def _client(self, tuple5: Tuple5, octets: bytes) -> ClientFlow | None:
         state, isn, server_isn, policy, local_number, peer_number, proven_ns, nonce, fixed, proof = _CLIENT.unpack_from(

@@ -60,34 +60,36 @@ class ServerSide:
             peer = shared.identities.resolve_untrusted(turn.now, endpoint.number, message.id, message.assertion)
             syn_fixed = message.fixed
         key = (packet.source, packet.source_port or 0, packet.sequence)
-        flow, previous = endpoint.servers.get(key), None
+        flow = endpoint.servers.get(key)
         if flow is not None and flow.tuple5 == tuple5 and _repeats(flow, syn_fixed):
             peer = flow.peer
         else:
             if flow is not None and flow.server_isn is not None and flow.tuple5 != tuple5:
                 raise BadPacket(DropReason.UNEXPECTED, "another port than the SYN that was answered")
-            previous, flow = flow, None  # the client's agent began anew; nobody off the path knows this number
+            flow = None  # the client's agent began anew; nobody off the path knows this number
         decision = judge(
             shared, turn, Direction.INGRESS, tuple5, identity=peer.identity if peer else None,
             address=packet.source, port=packet.destination_port, isn=packet.sequence,
         )  # fmt: skip
         if not decision.allowed:
             raise BadPacket(DropReason.POLICY)
-        if previous is not None:
-            self.forget(endpoint, previous, DropReason.UNPROVEN)
         if flow is None:
             step = Step.CONSUME_SYN if peer else Step.ADMIT_BARE_SYN
             flow = ServerFlow(key, tuple5, advance(State.CLOSED, step), syn_fixed, peer, endpoint.identity)
-        self._remember(turn, flow)
+        self.remember(endpoint, flow, turn.now.mono_ns)
         if not packet.payload_length and not has_fast_open(packet):
             return Result(Verdict.PASS)
         # Data of a SYN is never delivered: nobody has proved anything yet.
         return Result(Verdict.PASS, packet=with_tcp(packet, b"", without_fast_open=True))
 
-    def _remember(self, turn: Turn, flow: ServerFlow) -> None:
-        evicted = turn.pod.servers.put(flow.key, flow, turn.now.mono_ns)
+    def remember(self, endpoint: Endpoint, flow: ServerFlow, mono_ns: int) -> None:
+        """Remember a half-open connection, and take leave of whatever goes for it."""
+        replaced = endpoint.servers.get(flow.key)
+        evicted = endpoint.servers.put(flow.key, flow, mono_ns)
+        if replaced is not None and replaced is not flow:
+            self.forget(endpoint, replaced, DropReason.UNPROVEN)
         if evicted is not None:
-            self.forget(turn.pod, evicted, DropReason.TABLE_FULL)
+            self.forget(endpoint, evicted, DropReason.TABLE_FULL)
 
     def forget(self, endpoint: Endpoint, flow: ServerFlow, reason: DropReason) -> None:
         """Take leave of a connection that is no longer half open."""

@@ -38,7 +38,7 @@ class Heard:
             self.drops[pod.name] = pod.drops
             self.events[pod.name] = pod.events
             self.tables[pod.name] = pod.datapath.gauges()
-            self.remembered[pod.name] = pod.datapath.remembered(0)
+            self.remembered[pod.name] = set(pod.datapath.remembered(0))
             if isinstance(pod.datapath, FastDatapath):
                 counters = pod.datapath.counters(0)
                 self.parked += sum(counters.parked)

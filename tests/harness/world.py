@@ -272,14 +272,22 @@ class Pod:
 
     def sweep(self) -> int:
         """Forget what conntrack has forgotten: connections that neither end has any more."""
-        assert self.datapath is not None
         living: set[Tuple5] = set()
         for own, port, other, other_port in self.host.connections:
             living.add((TCP, own, port, other, other_port))
             dialled = self._redirected.get((port, other, other_port), port)
             living.add((TCP, own, dialled, other, other_port))
         self.marks.accepted = {key: epoch for key, epoch in self.marks.accepted.items() if key in living}
-        return self.datapath.forget_dead(0, living)
+        return self._forget_all_but(living)
+
+    def forget_accepted(self) -> None:
+        """Have the data path forget every accepted connection."""
+        self._forget_all_but(set())
+
+    def _forget_all_but(self, living: set[Tuple5]) -> int:
+        assert self.datapath is not None
+        known = self.datapath.remembered(0)
+        return self.datapath.forget(0, {tuple5: live for tuple5, live in known.items() if tuple5 not in living})
 
 
 def snapshot(endpoint: Endpoint) -> dict[str, object]:

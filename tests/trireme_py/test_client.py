@@ -65,8 +65,7 @@ def test_forgotten_connection_is_not_accepted_under_a_new_policy() -> None:
     shop.world.run(0.1)
     assert bytes(connection.received) == b"one beer"
     shop.client.set_policy(only_to("shop/other"))
-    assert shop.client.datapath is not None
-    shop.client.datapath.forget_dead(0, set())
+    shop.client.forget_accepted()
     connection.write(b"more")
     shop.world.run(0.05)
     assert not shop.client.accepted()

@@ -389,6 +389,28 @@ def test_tokens_nobody_uses_are_forgotten_after_a_while(shop: Shop) -> None:
     assert not datapath._numbers
 
 
+def test_a_token_that_was_used_between_two_sweeps_is_kept_for_what_names_it(shop: Shop) -> None:
+    """Each sweep finds it unused. But a packet that was parked in between, and not judged yet, names it."""
+    shop.assert_works()
+    datapath, engine = fast(shop.server), fast(shop.server).engine_endpoint(0)
+    shop.server.forget_accepted()
+    datapath.forget_peers()
+    shop.world.mono_ns += 60 * SECOND
+    datapath.expire(shop.world.now)
+    shop.world.mono_ns += 59 * SECOND
+    shop.world.acquaint(shop.client, shop.server, 80, 4)
+    shop.server.arrive(known_syn(shop, 50_000))
+    syn_ack = shop.world.last("syn-ack")
+    data = tcp((shop.client.address(), 50_000), (shop.server.address(), 80), 8, syn_ack.sequence + 1, ACK, b"data")
+    assert offer(shop.server, Hook.NETWORK, data)[0] == PARK
+    parked = Parked(1, data, engine.hand_over(0, data))
+    datapath.forget_peers()
+    shop.world.mono_ns += 1 * SECOND
+    datapath.expire(shop.world.now)
+    (result,) = datapath.receive_parked(shop.world.now, 0, Hook.NETWORK, [parked])
+    assert result.verdict is Verdict.HOLD, "it waits for the proof"
+
+
 # -- reports ----------------------------------------------------------------------------------------------------------
 
 

@@ -156,8 +156,7 @@ def test_a_connection_that_is_older_than_the_agent_goes_on(side: str, family: in
     shop = Shop(client_policy=OPEN, server_policy=OPEN, client_agent=side == "client", server_agent=side == "server")
     connection = shop.assert_works(b"one", family=family)
     pod: Pod = getattr(shop, side)
-    assert pod.datapath is not None
-    pod.datapath.forget_dead(0, set())
+    pod.forget_accepted()
     pod.endpoint.clients.clear()
     pod.events.clear()
     other = frozenset({"shop/other"})
@@ -185,7 +184,7 @@ def test_it_goes_on_although_its_other_end_has_an_agent_by_now(other: str) -> No
     shop = Shop(client_policy=OPEN, server_policy=OPEN)
     connection = shop.assert_works(b"one")
     assert shop.server.datapath is not None
-    shop.server.datapath.forget_dead(0, set())
+    shop.server.forget_accepted()
     shop.server.set_policy(installing(only_from(CLIENT)))
     if other == "local":
         shop.server.datapath._shared.pod_addresses.update(shop.client.addresses)
@@ -204,8 +203,7 @@ def test_it_is_judged_by_where_a_service_has_taken_it(port: int, goes_on: bool) 
     shop.world.router.services[service, 80] = [(shop.server.address(), 8080)]
     connection = shop.client.connect(service, 80, b"one")
     shop.world.run(5, until=lambda: bool(connection.received))
-    assert shop.client.datapath is not None
-    shop.client.datapath.forget_dead(0, set())
+    shop.client.forget_accepted()
     shop.client.endpoint.clients.clear()
     shop.client.set_policy(installing(StandInPolicy(egress=frozenset({SERVER}), ports=frozenset({port}))))
     connection.write(b", two")
@@ -216,8 +214,7 @@ def test_it_is_judged_by_where_a_service_has_taken_it(port: int, goes_on: bool) 
 def test_without_an_installation_it_ends() -> None:
     shop = Shop(client_agent=False, server_policy=OPEN)
     connection = shop.assert_works(b"one")
-    assert shop.server.datapath is not None
-    shop.server.datapath.forget_dead(0, set())
+    shop.server.forget_accepted()
     shop.server.set_policy(only_from(CLIENT))
     connection.write(b", two")
     shop.world.run(0.1)
