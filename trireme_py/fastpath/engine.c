@@ -45,6 +45,15 @@ enum tr_park tr_charge(const struct tr_turn *turn, struct tr_peer *peer)
     return TR_PARK_KNOWN;
 }
 
+/* The class of a later segment of an exchange that this identity's SYN has begun. A copied SYN begins one as well, so it comes out of the
+ * same share. What exceeds that is worth what it would be without the exchange. */
+enum tr_park tr_charge_segment(const struct tr_turn *turn, const uint8_t id[TR_ID_SIZE])
+{
+    struct tr_peer *peer = tr_peer_of(turn->endpoint, id);
+
+    return peer && tr_charge(turn, peer) == TR_PARK_KNOWN ? TR_PARK_KNOWN : TR_PARK_PLAIN;
+}
+
 /* -- packets -- */
 
 /* The SYN that a packet begins, answers or resets, where those are matched by it and not by the tuple. */
@@ -150,7 +159,7 @@ static void network_packet(struct tr_turn *turn)
         view->sequence == turn->server->isn + 1 - TR_PROOF)
         return tr_server_proof(turn);
     if (turn->server && turn->server->state == TR_SYN_ACK_CREATED)
-        return tr_park(turn, TR_PARK_KNOWN);
+        return tr_park(turn, tr_charge_segment(turn, turn->server->peer->id));
     if (turn->live)
         return judge_again(turn);
     tr_park(turn, turn->client ? TR_PARK_OWNED : TR_PARK_PLAIN);
