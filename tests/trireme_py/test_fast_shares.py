@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.harness import world
-from tests.harness.segments import ACK, SYN, tcp
-from tests.harness.shop import Shop
+from tests.harness.segments import ACK, SYN, read, tcp
+from tests.harness.shop import CLIENT, Shop
+from tests.harness.standin_policy import only_from
+from tests.harness.world import kind_of
 from trireme_py.fast import FastDatapath
-from trireme_py.messages import encode_syn
+from trireme_py.messages import encode_ack, encode_syn
 from trireme_py.model import Hook
 
 OWNED, KNOWN, PLAIN, STRANGER = range(4)
@@ -45,6 +47,12 @@ class Copyist:
         message = encode_syn(identity.id, isn.to_bytes(16, "big"), identity.assertion)
         return self.segment(sport, isn, 0, SYN, message)
 
+    def ask_python(self, sport: int, isn: int) -> None:
+        """Have Python answer a copied SYN, and nobody hear it."""
+        self.shop.world.on_wire = lambda _: ()
+        self.server.set_policy(only_from(CLIENT))  # the verdicts are forgotten
+        self.server.arrive(self.syn(sport, isn))
+
     def segment(self, sport: int, sequence: int, acknowledgement: int, flags: int, payload: bytes = b"") -> bytes:
         ends = (self.shop.client.address(), sport), (self.server.address(), 80)
         return tcp(*ends, sequence, acknowledgement, flags, payload)
@@ -63,8 +71,8 @@ def copyist(monkeypatch: pytest.MonkeyPatch) -> Copyist:
 
 
 def claim_of_proof(isn: int) -> tuple[int, bytes]:
-    """A sequence number and a payload: all of a proof but its MAC."""
-    return isn + 1 - PROOF, b"\xf7TRM\x01\x03\x00\x00\x00\x1c\x00\x00" + bytes(16)
+    """A sequence number and a payload: a proof with another key."""
+    return isn + 1 - PROOF, encode_ack(bytes(44), bytes(96), bytes(32))
 
 
 @pytest.mark.parametrize("behind", ["data", "proof"])
@@ -83,3 +91,68 @@ def test_segments_behind_copied_syns_come_out_of_the_identity_s_share(copyist: C
     copyist.shop.world.run(1)
     copyist.half_open(1, 7)
     assert copyist.offer(Hook.NETWORK, copyist.segment(1, 8, SERVER_ISN + 1, ACK, b"x")) == (PARK, KNOWN)
+
+
+# -- proofs of exchanges that Python has ------------------------------------------------------------------------------
+
+
+def test_the_proof_of_a_known_identity_is_known_while_python_has_its_exchange(copyist: Copyist) -> None:
+    """Policy has changed, so Python judges the SYN. A flood of what nobody knows must not keep the proof out."""
+    shop = copyist.shop
+    shop.server.set_policy(only_from(CLIENT))
+    seen = []
+    arrive = shop.server.arrive
+
+    def watched(data: bytes) -> None:
+        segment = read(data)
+        assert segment is not None
+        seen.append((kind_of(segment), *copyist.offer(Hook.NETWORK, data)))
+        arrive(data)
+
+    shop.server.arrive = watched  # type: ignore[method-assign]
+    connection = shop.client.host.connect(shop.client.address(), shop.server.address(), 80, b"one beer")
+    shop.world.run(0.2)
+    assert bytes(connection.received) == b"one beer"
+    assert seen[:2] == [("syn", PARK, KNOWN), ("proof", PARK, KNOWN)]
+
+
+def test_claims_of_proof_come_out_of_the_identity_s_share(copyist: Copyist) -> None:
+    """Who copied a SYN, and so knows its number, gets no more by claiming to prove it."""
+    copyist.ask_python(1, 100_000)  # which has cost one of the share
+    sequence, payload = claim_of_proof(100_000)
+    claim = copyist.segment(1, sequence, 1, ACK, payload)
+    found = [copyist.offer(Hook.NETWORK, claim)[1] for _ in range(SHARE + 9)]
+    assert found == [KNOWN] * (SHARE - 1) + [PLAIN] * 10
+    copyist.shop.world.run(1)
+    assert copyist.offer(Hook.NETWORK, claim) == (PARK, KNOWN)
+    copyist.fast.engine_endpoint(0).hand_over(0, claim)
+    assert copyist.offer(Hook.NETWORK, claim) == (PARK, KNOWN), "as the one before it, which is on its way"
+
+
+def test_a_claim_of_proof_for_no_exchange_of_python_s_is_plain(copyist: Copyist) -> None:
+    """Whoever has not seen the SYN would have to guess its number."""
+    copyist.ask_python(1, 100_000)
+    sequence, payload = claim_of_proof(100_000)
+    for claim in (
+        copyist.segment(1, sequence + 1, 1, ACK, payload),
+        copyist.segment(2, sequence, 1, ACK, payload),
+        copyist.segment(1, sequence, 1, ACK, payload[:-1]),
+        copyist.segment(1, sequence, 1, ACK, b"\x00" + payload[1:]),
+        copyist.segment(1, 100_001, 1, ACK, b"data"),
+        copyist.segment(1, sequence, 1, SYN | ACK, payload),
+    ):
+        assert copyist.offer(Hook.NETWORK, claim) == (PARK, PLAIN)
+    assert copyist.offer(Hook.NETWORK, copyist.segment(1, sequence, 1, ACK, payload)) == (PARK, KNOWN)
+    copyist.shop.world.run(200)
+    assert copyist.offer(Hook.NETWORK, copyist.segment(1, sequence, 1, ACK, payload)) == (PARK, PLAIN), "it is over"
+
+
+def test_a_claim_of_proof_of_somebody_the_engine_does_not_know_is_plain(copyist: Copyist) -> None:
+    """Nothing would bound them: his share is one of a known identity."""
+    copyist.fast.set_identity(0, copyist.server.identity)  # the engine forgets all peers
+    copyist.ask_python(1, 100_000)
+    copyist.server.arrive(copyist.segment(2, 200_000, 0, SYN))  # without identity
+    assert copyist.fast.gauges().half_open == 1, "policy refuses the latter"
+    for sport, isn in ((1, 100_000), (2, 200_000)):
+        sequence, payload = claim_of_proof(isn)
+        assert copyist.offer(Hook.NETWORK, copyist.segment(sport, sequence, 1, ACK, payload)) == (PARK, PLAIN)

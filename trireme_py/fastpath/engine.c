@@ -100,6 +100,26 @@ static bool identify_untrusted(struct tr_turn *turn, bool *named, enum tr_reason
     return true;
 }
 
+/* The class of a segment from the network of a connection that nothing is known of by its tuple. It may be the proof of an exchange that
+ * Python has, known by the SYN as that is. Without having seen the SYN nobody hits its number; who has seen or copied it sends at the
+ * expense of the identity's share. The proof of an identity that has none here is plain, as nothing else bounds such. */
+static enum tr_park class_of_segment(const struct tr_turn *turn)
+{
+    const struct tr_view *view = &turn->view;
+    uint32_t size = tr_payload_size(view);
+    struct tr_message_view proof;
+    const struct tr_owned *owned;
+    struct tr_tuple key;
+
+    if (view->flags & TR_SYN || !turn->endpoint->owned.count)
+        return TR_PARK_PLAIN;
+    if (!tr_read_message_untrusted(&proof, TR_MESSAGE_ACK, tr_payload(view), size < TR_PROOF ? size : TR_PROOF))
+        return TR_PARK_PLAIN;
+    tr_syn_key(&key, turn->tuple.other, turn->tuple.other_port, view->sequence + TR_PROOF - 1);
+    owned = tr_find_owned(turn->endpoint, &key, tr_hash(turn->endpoint, &key, sizeof key));
+    return owned && owned->references ? tr_charge_segment(turn, owned->peer) : TR_PARK_PLAIN;
+}
+
 /* The class of a packet that is Python's. What somebody outside can send at will must not pass for more than it is: that a packet of a
  * connection is on its way to Python already does not make the next one worth more. */
 static enum tr_park class_of(const struct tr_turn *turn, const struct tr_owned *owned)
@@ -112,7 +132,7 @@ static enum tr_park class_of(const struct tr_turn *turn, const struct tr_owned *
     if (turn->packet->hook == TR_APPLICATION)
         return TR_PARK_OWNED;
     if (handshake != TR_SYN)
-        return owned && (owned->references || owned->known) ? TR_PARK_OWNED : TR_PARK_PLAIN;
+        return owned && (owned->references || owned->known) ? TR_PARK_OWNED : class_of_segment(turn);
     if (!tr_is_message(tr_payload(view), tr_payload_size(view)))
         return TR_PARK_PLAIN;
     if (!tr_read_message_untrusted(&message, TR_MESSAGE_SYN, tr_payload(view), tr_payload_size(view)))
@@ -162,7 +182,7 @@ static void network_packet(struct tr_turn *turn)
         return tr_park(turn, tr_charge_segment(turn, turn->server->peer->id));
     if (turn->live)
         return judge_again(turn);
-    tr_park(turn, turn->client ? TR_PARK_OWNED : TR_PARK_PLAIN);
+    tr_park(turn, turn->client ? TR_PARK_OWNED : class_of_segment(turn));
 }
 
 void tr_engine_receive(struct tr_endpoint *endpoint, const struct tr_packet *packet, const struct tr_instant *now,

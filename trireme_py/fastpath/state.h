@@ -172,6 +172,7 @@ struct tr_owned {
     uint32_t foreign;    /* and those that somebody outside can fill */
     uint32_t pending;    /* packets of it that are on their way to Python and back */
     bool known;          /* what went along was an accepted connection, or one that the pod opens */
+    uint8_t peer[TR_ID_SIZE]; /* of a SYN that Python remembers: who asks; zero: somebody without identity */
 };
 
 struct tr_peer {

@@ -255,6 +255,12 @@ void tr_own(struct tr_endpoint *endpoint, const struct tr_tuple *tuple, bool for
     ++*(foreign ? &owned->foreign : &owned->references);
 }
 
+void tr_own_syn(struct tr_endpoint *endpoint, const struct tr_tuple *tuple, const uint8_t peer[TR_ID_SIZE])
+{
+    tr_own(endpoint, tuple, false);
+    memcpy(find_owned(endpoint, tuple)->peer, peer, TR_ID_SIZE);
+}
+
 void tr_disown(struct tr_endpoint *endpoint, const struct tr_tuple *tuple, bool foreign)
 {
     struct tr_owned *owned = find_owned(endpoint, tuple);
