@@ -61,6 +61,7 @@ struct tr_pod {
     pthread_mutex_t parking; /* of what follows */
     struct list parked[TR_PARK_ENTROPY];
     size_t waiting;
+    bool broken; /* `error` is set, and `wakeup` readable for good: Python may have asked for the one just before, and take just after */
 };
 
 /* What a packet is to the order of others. */

@@ -333,6 +333,9 @@ void tr_serve(struct tr_worker *worker, struct tr_pod *pod)
     }
     if (pod->error != 0) { /* the kernel goes on as it does while nobody listens */
         epoll_ctl(worker->epoll, EPOLL_CTL_DEL, pod->queue.fd, NULL);
+        pthread_mutex_lock(&pod->parking);
+        pod->broken = true;
         eventfd_write(pod->wakeup, 1);
+        pthread_mutex_unlock(&pod->parking);
     }
 }

@@ -220,7 +220,7 @@ struct tr_parked *tr_pod_take(struct tr_pod *pod, size_t most)
             pod->waiting--;
         }
     *last = NULL;
-    if (pod->waiting == 0) {
+    if (pod->waiting == 0 && !pod->broken) {
         eventfd_t count;
         eventfd_read(pod->wakeup, &count);
     }
