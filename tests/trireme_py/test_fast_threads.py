@@ -29,3 +29,8 @@ def test_a_queue_that_breaks_between_two_questions_wakes_python_again(case: Case
     """Python asks for an error, the queue breaks, Python takes what is parked: it must come back to learn of it."""
     before, readable, broken = case("broken").split()
     assert (before, readable, broken) == ("0", "1", "1")
+
+
+def test_nobody_can_choose_a_flow_that_waits_for_somebody_else_s(case: Case) -> None:
+    """Two flows that had one number whatever the hash began with: an address and a port that differ in these bits."""
+    assert case("alike") == "1\n"

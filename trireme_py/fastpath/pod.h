@@ -93,6 +93,7 @@ struct tr_worker {
     bool started;
     int epoll;
     int stop; /* readable when the thread is to end */
+    uint8_t seed[16]; /* random: of the numbers of connections */
     struct tr_pod **slots;
     uint32_t *generations;
     uint32_t slot_count, pods;

@@ -11,6 +11,8 @@
 
 #include <linux/netfilter.h>
 
+#include "siphash.h"
+
 #define ROUNDS 8
 /* Batches of one pod before the thread looks after its others. */
 #define PATIENCE 20
@@ -41,40 +43,33 @@ static uint64_t nanoseconds(clockid_t clock)
 
 /* -- packets -------------------------------------------------------------------------------------------------------- */
 
-static uint32_t mix(uint32_t hash, const uint8_t *data, size_t words)
-{
-    for (; words-- > 0; data += 4) {
-        uint32_t word;
-        memcpy(&word, data, 4);
-        hash = (hash ^ word) * 0x9E3779B1u;
-        hash ^= hash >> 15;
-    }
-    return hash;
-}
-
 /* Number a packet's connection, the same for both directions as the pod sees them. Only the order of packets depends on
- * it: two connections of one number wait for each other's packets, and whatever stands where ports usually are will do. */
-static uint32_t number_connection(const struct tr_pod *pod, const struct tr_queued *packet)
+ * it: two connections of one number wait for each other's packets, and whatever stands where ports usually are will do. Under a key,
+ * or a stranger could choose a flow whose packets keep somebody else's mark off. */
+static uint32_t number_connection(const struct tr_worker *worker, const struct tr_pod *pod, const struct tr_queued *packet)
 {
     const uint8_t *data = packet->data;
-    size_t words, ports, at;
-    uint8_t both[4] = {0};
+    uint8_t name[4 + 2 * 16 + 4], both[4] = {0};
+    size_t size, ports, at;
     if (packet->captured < 20) return 0;
     if (data[0] >> 4 == 4) {
-        at = 12, words = 1, ports = (data[0] & 15u) * 4u;
+        at = 12, size = 4, ports = (data[0] & 15u) * 4u;
     } else {
-        at = 8, words = 4, ports = 40;
+        at = 8, size = 16, ports = 40;
         if (packet->captured < 40) return 0;
     }
     if (ports + 4 <= packet->captured) memcpy(both, data + ports, 4);
-    const uint8_t *source = data + at, *destination = source + words * 4;
+    const uint8_t *source = data + at, *destination = source + size;
     bool leaving = packet->hook == NF_INET_POST_ROUTING;
     if (!leaving) {
         uint8_t swapped[4] = {both[2], both[3], both[0], both[1]};
         memcpy(both, swapped, 4);
     }
-    uint32_t hash = mix(pod->slot, leaving ? source : destination, words);
-    return mix(mix(hash, leaving ? destination : source, words), both, 1);
+    memcpy(name, &pod->slot, 4);
+    memcpy(name + 4, leaving ? source : destination, size);
+    memcpy(name + 4 + size, leaving ? destination : source, size);
+    memcpy(name + 4 + 2 * size, both, 4);
+    return (uint32_t)tr_siphash(worker->seed, name, 8 + 2 * size);
 }
 
 /* Whether a packet that waits must not be overtaken by later ones of its connection. A TCP segment that only acknowledges may
@@ -285,7 +280,7 @@ static int read_batch(struct tr_worker *worker, struct tr_pod *pod, bool *full)
     }
     for (int index = 0; index < count; index++)
         worker->lines[1][index] =
-            (struct tr_line){number_connection(pod, &inbox->packets[index]), counts(&inbox->packets[index])};
+            (struct tr_line){number_connection(worker, pod, &inbox->packets[index]), counts(&inbox->packets[index])};
     return count;
 }
 
