@@ -31,7 +31,7 @@ void tr_engine_receive(struct tr_endpoint *endpoint, const struct tr_packet *pac
     (void)now;
     *result = (struct tr_result){.verdict = packet->data[packet->captured - 1] == 'A' ? TR_ACCEPT : TR_DROP};
     if (result->verdict == TR_ACCEPT && packet->more)
-        result->verdict = TR_PASS;
+        *result = (struct tr_result){.verdict = TR_PASS, .deferred = true};
 }
 
 void tr_endpoint_lock(struct tr_endpoint *endpoint)

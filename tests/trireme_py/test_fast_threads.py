@@ -34,3 +34,8 @@ def test_a_queue_that_breaks_between_two_questions_wakes_python_again(case: Case
 def test_nobody_can_choose_a_flow_that_waits_for_somebody_else_s(case: Case) -> None:
     """Two flows that had one number whatever the hash began with: an address and a port that differ in these bits."""
     assert case("alike") == "1\n"
+
+
+def test_a_mark_is_put_off_so_often_and_no_more_behind_packets_that_never_set_it(case: Case) -> None:
+    """Forged ones in the connection's name, say, of which there is one at the end of every batch."""
+    assert case("same") == "21\n", "PATIENCE, and then the one that sets it"

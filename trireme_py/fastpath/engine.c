@@ -16,6 +16,7 @@ void tr_pass(struct tr_turn *turn, enum tr_verdict verdict, uint32_t length)
 void tr_accept(struct tr_turn *turn, uint32_t length)
 {
     tr_pass(turn, turn->packet->more ? TR_PASS : TR_ACCEPT, length);
+    turn->result->deferred = turn->packet->more;
 }
 
 void tr_drop(struct tr_turn *turn, enum tr_reason reason)

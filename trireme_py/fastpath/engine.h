@@ -93,6 +93,7 @@ struct tr_result {
     enum tr_verdict verdict;
     enum tr_reason reason; /* of a DROP; it is counted already */
     enum tr_park park;     /* of a PARK; nothing has changed yet, see tr_engine_hand_over */
+    bool deferred;         /* of a PASS: it would be an ACCEPT but for tr_packet.more */
     uint32_t length;       /* octets at tr_packet.out to let through instead; 0: let it through as it is */
 };
 

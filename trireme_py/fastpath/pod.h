@@ -102,6 +102,8 @@ struct tr_worker {
     struct tr_outbox outbox;
     struct accepted accepted[TR_BATCH];
     int accepted_count;
+    uint32_t deferred[TR_BATCH]; /* connections of the batch's packets that passed because more of them come behind */
+    int deferred_count;
     struct put_off put_off[TR_REMEMBERED];
     struct bucket buckets[TR_PARK_ENTROPY];
     uint8_t handover[TR_HANDOVER];

@@ -238,6 +238,7 @@ static void judge_one(struct tr_worker *worker, struct tr_pod *pod, const struct
     }
     uint32_t *marked = answer(worker, pod, queued->id, NF_REPEAT, mark_of(pod, result.verdict, queued->mark),
                               result.length ? packet.out : NULL, result.length);
+    if (result.deferred) worker->deferred[worker->deferred_count++] = connection;
     if (result.verdict == TR_ACCEPT && marked != NULL)
         worker->accepted[worker->accepted_count++] =
             (struct accepted){connection, marked, htonl(mark_of(pod, TR_PASS, queued->mark))};
@@ -248,6 +249,33 @@ static bool among(const struct tr_line *lines, int count, uint32_t connection)
     for (int index = 0; index < count; index++)
         if (lines[index].counts && lines[index].connection == connection) return true;
     return false;
+}
+
+static bool is_out_of_patience(const struct tr_worker *worker, uint32_t connection)
+{
+    const struct put_off *before = &worker->put_off[connection % TR_REMEMBERED];
+    return before->connection == connection && before->times >= PATIENCE;
+}
+
+static void put_off_again(struct tr_worker *worker, uint32_t connection)
+{
+    struct put_off *before = &worker->put_off[connection % TR_REMEMBERED];
+    *before = (struct put_off){connection, before->connection == connection ? before->times + 1 : 1};
+}
+
+/* What passed because more of its connection came behind it in the batch counts as put off, too, once, if nothing there would have
+ * set the mark after all: the last may be anybody's in the connection's name. */
+static void count_deferred(struct tr_worker *worker)
+{
+    for (int index = 0; index < worker->deferred_count; index++) {
+        uint32_t connection = worker->deferred[index];
+        bool counted = false;
+        for (int other = 0; other < index; other++) counted |= worker->deferred[other] == connection;
+        for (int other = 0; other < worker->accepted_count; other++)
+            counted |= worker->accepted[other].connection == connection;
+        if (!counted) put_off_again(worker, connection);
+    }
+    worker->deferred_count = 0;
 }
 
 /* Once its mark is there a connection's packets pass in the kernel and would overtake those that wait in the queue. So
@@ -261,7 +289,7 @@ static void put_marks_off(struct tr_worker *worker, const struct tr_line *lines,
         if (!all && !among(lines, waiting, accepted->connection)) {
             if (known) before->times = 0;
         } else if (!known || before->times < PATIENCE) {
-            *before = (struct put_off){accepted->connection, known ? before->times + 1 : 1};
+            put_off_again(worker, accepted->connection);
             *accepted->mark = accepted->instead;
         } else
             before->times = 0;
@@ -292,7 +320,7 @@ static void judge_batch(struct tr_worker *worker, struct tr_pod *pod, int count)
     tr_endpoint_lock(pod->endpoint);
     for (int index = 0; index < count; index++) {
         uint32_t connection = lines[index].connection;
-        bool more = among(lines + index + 1, count - index - 1, connection);
+        bool more = among(lines + index + 1, count - index - 1, connection) && !is_out_of_patience(worker, connection);
         judge_one(worker, pod, &inbox->packets[index], more, connection, &now);
         uint32_t room;
         tr_outbox_room(&worker->outbox, &room);
@@ -301,6 +329,7 @@ static void judge_batch(struct tr_worker *worker, struct tr_pod *pod, int count)
             send_verdicts(worker, pod);
         }
     }
+    count_deferred(worker);
     add_entropy(pod->endpoint);
     tr_endpoint_unlock(pod->endpoint);
 }
