@@ -76,7 +76,7 @@ bench-quick: setup build/bench/load build/bench/floor
 	@$(PYTHON) bench/bench_quick.py
 
 BENCH_CFLAGS := -std=c11 -O2 -Wall -Wextra -Werror -D_GNU_SOURCE -pthread
-FASTPATH_IO := trireme_py/fastpath/worker.c trireme_py/fastpath/serve.c trireme_py/fastpath/netlink.c
+FASTPATH_IO := $(addprefix trireme_py/fastpath/,worker.c serve.c netlink.c siphash.c)
 
 build/bench/load: bench/load.c
 	@mkdir -p $(@D)

@@ -44,10 +44,11 @@ void tr_engine_receive(struct tr_endpoint *endpoint, const struct tr_packet *pac
     const uint8_t *data = packet->data;
     uint32_t head = data[0] >> 4 == 4 ? (data[0] & 15u) * 4u : 40;
     uint8_t protocol = data[0] >> 4 == 4 ? data[9] : data[6];
-    *result = (struct tr_result){.verdict = packet->more ? TR_PASS : TR_ACCEPT};
+    *result = (struct tr_result){.verdict = TR_ACCEPT};
     if (protocol == PROTOCOL_TCP && packet->captured > head + 13 && data[head + 13] & FLAG_SYN)
         result->verdict = TR_PASS_CLEAR;
     if (protocol == PROTOCOL_UDP && packet->captured > head + 3 && !goes_on(data + head)) result->verdict = TR_PASS;
+    if (result->verdict == TR_ACCEPT && packet->more) *result = (struct tr_result){.verdict = TR_PASS, .deferred = true};
 }
 
 void tr_endpoint_lock(struct tr_endpoint *endpoint)

@@ -60,6 +60,7 @@ class Endpoint:
         self, protocol: int, own: bytes, own_port: int, other: bytes, other_port: int, isn: int = 0,
         foreign: bool = False, /
     ) -> None: ...  # fmt: skip
+    def own_syn(self, other: bytes, other_port: int, isn: int, peer: bytes, /) -> None: ...
     def disown(
         self, protocol: int, own: bytes, own_port: int, other: bytes, other_port: int, isn: int = 0,
         foreign: bool = False, /

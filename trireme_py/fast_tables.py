@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 from typing import Final, TypeVar
 
 from trireme_py import _fastpath
-from trireme_py.flows import BoundedTable, Tuple5
+from trireme_py.flows import BoundedTable, ServerFlow, Tuple5
 from trireme_py.model import Address, Decision, Direction, Identity, Protocol
 
 K = TypeVar("K")
@@ -38,17 +38,23 @@ class OwnedTable(BoundedTable[Tuple5, V]):
             self._engine.disown(protocol, own, own_port or 0, other, other_port or 0, 0, self._foreign)
 
 
-class OwnedSyns(BoundedTable[tuple[Address, int, int], V]):
+class OwnedSyns(BoundedTable[tuple[Address, int, int], ServerFlow]):
     """Half-open connections that Python remembers, by who asks: the pod may answer from another port than was asked."""
 
     __slots__ = ("_engine",)
 
-    def __init__(self, engine: _fastpath.Endpoint, like: BoundedTable[tuple[Address, int, int], V]) -> None:
+    def __init__(self, engine: _fastpath.Endpoint, like: BoundedTable[tuple[Address, int, int], ServerFlow]) -> None:
         super().__init__(like.limit, like.ttl_ns)
         self._engine = engine
 
-    def entered(self, key: tuple[Address, int, int]) -> None:
-        self._engine.own(Protocol.TCP, b"", 0, *key)
+    def put(self, key: tuple[Address, int, int], value: ServerFlow, mono_ns: int) -> ServerFlow | None:
+        if key not in self:
+            # By the identity the engine knows what the proof is worth that will come.
+            if value.peer is None:
+                self._engine.own(Protocol.TCP, b"", 0, *key)
+            else:
+                self._engine.own_syn(*key, value.peer.identity.id)
+        return super().put(key, value, mono_ns)
 
     def left(self, key: tuple[Address, int, int]) -> None:
         self._engine.disown(Protocol.TCP, b"", 0, *key)

@@ -47,7 +47,7 @@ void tr_engine_receive(struct tr_endpoint *endpoint, const struct tr_packet *pac
         abort();
     *result = (struct tr_result){.verdict = what % 5, .park = what / 5 % TR_PARKS};
     if (result->verdict == TR_ACCEPT && packet->more)
-        result->verdict = TR_PASS;
+        *result = (struct tr_result){.verdict = TR_PASS, .deferred = true};
     if (result->verdict <= TR_ACCEPT && what & 0x80 && packet->room >= TR_ROOM) {
         result->length = 1 + what % TR_ROOM;
         memset(packet->out, what, result->length);

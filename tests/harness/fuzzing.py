@@ -19,7 +19,7 @@ from bench.bench_handshake import ENGINE, FASTPATH
 
 ROOT: Final = Path(__file__).parents[2]
 FUZZ: Final = ROOT / "tests" / "fuzz"
-THREAD: Final = ("netlink", "serve", "worker")
+THREAD: Final = ("netlink", "serve", "siphash", "worker")
 TARGETS: Final = {"packet": ENGINE, "message": ENGINE, "engine": ENGINE, "queue": THREAD, "conntrack": ("conntrack",)}
 """And the files of the fast path that each is linked with."""
 FLAGS: Final = ("-std=c11", "-O1", "-g", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-fno-sanitize-recover=all")

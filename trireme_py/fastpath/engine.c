@@ -16,6 +16,7 @@ void tr_pass(struct tr_turn *turn, enum tr_verdict verdict, uint32_t length)
 void tr_accept(struct tr_turn *turn, uint32_t length)
 {
     tr_pass(turn, turn->packet->more ? TR_PASS : TR_ACCEPT, length);
+    turn->result->deferred = turn->packet->more;
 }
 
 void tr_drop(struct tr_turn *turn, enum tr_reason reason)
@@ -43,6 +44,15 @@ enum tr_park tr_charge(const struct tr_turn *turn, struct tr_peer *peer)
         return TR_PARK_STRANGER;
     peer->spent_ns = spent + TR_SHARE_NS;
     return TR_PARK_KNOWN;
+}
+
+/* The class of a later segment of an exchange that this identity's SYN has begun. A copied SYN begins one as well, so it comes out of the
+ * same share. What exceeds that is worth what it would be without the exchange. */
+enum tr_park tr_charge_segment(const struct tr_turn *turn, const uint8_t id[TR_ID_SIZE])
+{
+    struct tr_peer *peer = tr_peer_of(turn->endpoint, id);
+
+    return peer && tr_charge(turn, peer) == TR_PARK_KNOWN ? TR_PARK_KNOWN : TR_PARK_PLAIN;
 }
 
 /* -- packets -- */
@@ -91,6 +101,26 @@ static bool identify_untrusted(struct tr_turn *turn, bool *named, enum tr_reason
     return true;
 }
 
+/* The class of a segment from the network of a connection that nothing is known of by its tuple. It may be the proof of an exchange that
+ * Python has, known by the SYN as that is. Without having seen the SYN nobody hits its number; who has seen or copied it sends at the
+ * expense of the identity's share. The proof of an identity that has none here is plain, as nothing else bounds such. */
+static enum tr_park class_of_segment(const struct tr_turn *turn)
+{
+    const struct tr_view *view = &turn->view;
+    uint32_t size = tr_payload_size(view);
+    struct tr_message_view proof;
+    const struct tr_owned *owned;
+    struct tr_tuple key;
+
+    if (view->flags & TR_SYN || !turn->endpoint->owned.count)
+        return TR_PARK_PLAIN;
+    if (!tr_read_message_untrusted(&proof, TR_MESSAGE_ACK, tr_payload(view), size < TR_PROOF ? size : TR_PROOF))
+        return TR_PARK_PLAIN;
+    tr_syn_key(&key, turn->tuple.other, turn->tuple.other_port, view->sequence + TR_PROOF - 1);
+    owned = tr_find_owned(turn->endpoint, &key, tr_hash(turn->endpoint, &key, sizeof key));
+    return owned && owned->references ? tr_charge_segment(turn, owned->peer) : TR_PARK_PLAIN;
+}
+
 /* The class of a packet that is Python's. What somebody outside can send at will must not pass for more than it is: that a packet of a
  * connection is on its way to Python already does not make the next one worth more. */
 static enum tr_park class_of(const struct tr_turn *turn, const struct tr_owned *owned)
@@ -103,7 +133,7 @@ static enum tr_park class_of(const struct tr_turn *turn, const struct tr_owned *
     if (turn->packet->hook == TR_APPLICATION)
         return TR_PARK_OWNED;
     if (handshake != TR_SYN)
-        return owned && (owned->references || owned->known) ? TR_PARK_OWNED : TR_PARK_PLAIN;
+        return owned && (owned->references || owned->known) ? TR_PARK_OWNED : class_of_segment(turn);
     if (!tr_is_message(tr_payload(view), tr_payload_size(view)))
         return TR_PARK_PLAIN;
     if (!tr_read_message_untrusted(&message, TR_MESSAGE_SYN, tr_payload(view), tr_payload_size(view)))
@@ -150,10 +180,10 @@ static void network_packet(struct tr_turn *turn)
         view->sequence == turn->server->isn + 1 - TR_PROOF)
         return tr_server_proof(turn);
     if (turn->server && turn->server->state == TR_SYN_ACK_CREATED)
-        return tr_park(turn, TR_PARK_KNOWN);
+        return tr_park(turn, tr_charge_segment(turn, turn->server->peer->id));
     if (turn->live)
         return judge_again(turn);
-    tr_park(turn, turn->client ? TR_PARK_OWNED : TR_PARK_PLAIN);
+    tr_park(turn, turn->client ? TR_PARK_OWNED : class_of_segment(turn));
 }
 
 void tr_engine_receive(struct tr_endpoint *endpoint, const struct tr_packet *packet, const struct tr_instant *now,

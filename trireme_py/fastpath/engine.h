@@ -66,8 +66,9 @@ enum tr_reason {
 /* Why a packet was parked: which queue to Python it belongs in. None of them may push out one of an earlier class. */
 enum tr_park {
     TR_PARK_OWNED,    /* its connection is known, to the engine or to Python, or the pod itself sent it */
-    TR_PARK_KNOWN,    /* a SYN, or a HELLO of UDP, of an identity that is known, but something else is not (or policy refuses it); in its share */
-    TR_PARK_PLAIN,    /* from the network, of no known connection, without a message of ours; of UDP all others */
+    TR_PARK_KNOWN,    /* a SYN, or a HELLO of UDP, of an identity that is known, but something else is not (or policy refuses it), and what
+                       * comes behind its SYN; in its share */
+    TR_PARK_PLAIN,    /* from the network, of no known connection, without a message of ours, or beyond the share; of UDP all others */
     TR_PARK_STRANGER, /* from the network, of no known connection, with a message of somebody unknown, or of one who has had his share */
     TR_PARK_ENTROPY,  /* the pool is empty: fill it (tr_engine_add_entropy) and offer the same packet again */
     TR_PARKS
@@ -92,6 +93,7 @@ struct tr_result {
     enum tr_verdict verdict;
     enum tr_reason reason; /* of a DROP; it is counted already */
     enum tr_park park;     /* of a PARK; nothing has changed yet, see tr_engine_hand_over */
+    bool deferred;         /* of a PASS: it would be an ACCEPT but for tr_packet.more */
     uint32_t length;       /* octets at tr_packet.out to let through instead; 0: let it through as it is */
 };
 

@@ -228,6 +228,20 @@ static PyObject *endpoint_own(PyObject *object, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *endpoint_own_syn(PyObject *object, PyObject *args)
+{
+    struct tr_tuple tuple = {.protocol = TR_TCP};
+    const char *other, *peer;
+    Py_ssize_t other_size, peer_size;
+
+    if (!PyArg_ParseTuple(args, "y#HIy#", &other, &other_size, &tuple.other_port, &tuple.isn_or_zero, &peer, &peer_size))
+        return NULL;
+    if (tr_module_read_address(tuple.other, other, other_size) < 0 || tr_module_wants(peer_size, TR_ID_SIZE, "peer") < 0)
+        return NULL;
+    LOCKED((struct endpoint_object *)object, tr_own_syn(endpoint, &tuple, (const uint8_t *)peer));
+    Py_RETURN_NONE;
+}
+
 static PyObject *endpoint_disown(PyObject *object, PyObject *args)
 {
     struct tr_tuple tuple;
@@ -384,6 +398,7 @@ static PyMethodDef endpoint_methods[] = {
     {"forget_ticket", tr_module_forget_ticket, METH_VARARGS, "forget_ticket(ticket)."},
     {"own", endpoint_own, METH_VARARGS,
      "own(protocol, own, own_port, other, other_port, isn=0, foreign=False): Python remembers this connection, or this SYN."},
+    {"own_syn", endpoint_own_syn, METH_VARARGS, "own_syn(other, other_port, isn, peer): Python remembers this SYN, of a peer with this id."},
     {"disown", endpoint_disown, METH_VARARGS, "disown(protocol, own, own_port, other, other_port, isn=0, foreign=False)."},
     {"remembered", endpoint_remembered, METH_NOARGS, "The tuples of accepted connections."},
     {"forget", endpoint_forget, METH_VARARGS, "forget(protocol, own, own_port, other, other_port): whether it was an accepted connection."},

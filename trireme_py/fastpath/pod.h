@@ -61,6 +61,7 @@ struct tr_pod {
     pthread_mutex_t parking; /* of what follows */
     struct list parked[TR_PARK_ENTROPY];
     size_t waiting;
+    bool broken; /* `error` is set, and `wakeup` readable for good: Python may have asked for the one just before, and take just after */
 };
 
 /* What a packet is to the order of others. */
@@ -92,6 +93,7 @@ struct tr_worker {
     bool started;
     int epoll;
     int stop; /* readable when the thread is to end */
+    uint8_t seed[16]; /* random: of the numbers of connections */
     struct tr_pod **slots;
     uint32_t *generations;
     uint32_t slot_count, pods;
@@ -100,6 +102,8 @@ struct tr_worker {
     struct tr_outbox outbox;
     struct accepted accepted[TR_BATCH];
     int accepted_count;
+    uint32_t deferred[TR_BATCH]; /* connections of the batch's packets that passed because more of them come behind */
+    int deferred_count;
     struct put_off put_off[TR_REMEMBERED];
     struct bucket buckets[TR_PARK_ENTROPY];
     uint8_t handover[TR_HANDOVER];

@@ -11,6 +11,8 @@
 
 #include <linux/netfilter.h>
 
+#include "siphash.h"
+
 #define ROUNDS 8
 /* Batches of one pod before the thread looks after its others. */
 #define PATIENCE 20
@@ -41,40 +43,33 @@ static uint64_t nanoseconds(clockid_t clock)
 
 /* -- packets -------------------------------------------------------------------------------------------------------- */
 
-static uint32_t mix(uint32_t hash, const uint8_t *data, size_t words)
-{
-    for (; words-- > 0; data += 4) {
-        uint32_t word;
-        memcpy(&word, data, 4);
-        hash = (hash ^ word) * 0x9E3779B1u;
-        hash ^= hash >> 15;
-    }
-    return hash;
-}
-
 /* Number a packet's connection, the same for both directions as the pod sees them. Only the order of packets depends on
- * it: two connections of one number wait for each other's packets, and whatever stands where ports usually are will do. */
-static uint32_t number_connection(const struct tr_pod *pod, const struct tr_queued *packet)
+ * it: two connections of one number wait for each other's packets, and whatever stands where ports usually are will do. Under a key,
+ * or a stranger could choose a flow whose packets keep somebody else's mark off. */
+static uint32_t number_connection(const struct tr_worker *worker, const struct tr_pod *pod, const struct tr_queued *packet)
 {
     const uint8_t *data = packet->data;
-    size_t words, ports, at;
-    uint8_t both[4] = {0};
+    uint8_t name[4 + 2 * 16 + 4], both[4] = {0};
+    size_t size, ports, at;
     if (packet->captured < 20) return 0;
     if (data[0] >> 4 == 4) {
-        at = 12, words = 1, ports = (data[0] & 15u) * 4u;
+        at = 12, size = 4, ports = (data[0] & 15u) * 4u;
     } else {
-        at = 8, words = 4, ports = 40;
+        at = 8, size = 16, ports = 40;
         if (packet->captured < 40) return 0;
     }
     if (ports + 4 <= packet->captured) memcpy(both, data + ports, 4);
-    const uint8_t *source = data + at, *destination = source + words * 4;
+    const uint8_t *source = data + at, *destination = source + size;
     bool leaving = packet->hook == NF_INET_POST_ROUTING;
     if (!leaving) {
         uint8_t swapped[4] = {both[2], both[3], both[0], both[1]};
         memcpy(both, swapped, 4);
     }
-    uint32_t hash = mix(pod->slot, leaving ? source : destination, words);
-    return mix(mix(hash, leaving ? destination : source, words), both, 1);
+    memcpy(name, &pod->slot, 4);
+    memcpy(name + 4, leaving ? source : destination, size);
+    memcpy(name + 4 + size, leaving ? destination : source, size);
+    memcpy(name + 4 + 2 * size, both, 4);
+    return (uint32_t)tr_siphash(worker->seed, name, 8 + 2 * size);
 }
 
 /* Whether a packet that waits must not be overtaken by later ones of its connection. A TCP segment that only acknowledges may
@@ -243,6 +238,7 @@ static void judge_one(struct tr_worker *worker, struct tr_pod *pod, const struct
     }
     uint32_t *marked = answer(worker, pod, queued->id, NF_REPEAT, mark_of(pod, result.verdict, queued->mark),
                               result.length ? packet.out : NULL, result.length);
+    if (result.deferred) worker->deferred[worker->deferred_count++] = connection;
     if (result.verdict == TR_ACCEPT && marked != NULL)
         worker->accepted[worker->accepted_count++] =
             (struct accepted){connection, marked, htonl(mark_of(pod, TR_PASS, queued->mark))};
@@ -253,6 +249,33 @@ static bool among(const struct tr_line *lines, int count, uint32_t connection)
     for (int index = 0; index < count; index++)
         if (lines[index].counts && lines[index].connection == connection) return true;
     return false;
+}
+
+static bool is_out_of_patience(const struct tr_worker *worker, uint32_t connection)
+{
+    const struct put_off *before = &worker->put_off[connection % TR_REMEMBERED];
+    return before->connection == connection && before->times >= PATIENCE;
+}
+
+static void put_off_again(struct tr_worker *worker, uint32_t connection)
+{
+    struct put_off *before = &worker->put_off[connection % TR_REMEMBERED];
+    *before = (struct put_off){connection, before->connection == connection ? before->times + 1 : 1};
+}
+
+/* What passed because more of its connection came behind it in the batch counts as put off, too, once, if nothing there would have
+ * set the mark after all: the last may be anybody's in the connection's name. */
+static void count_deferred(struct tr_worker *worker)
+{
+    for (int index = 0; index < worker->deferred_count; index++) {
+        uint32_t connection = worker->deferred[index];
+        bool counted = false;
+        for (int other = 0; other < index; other++) counted |= worker->deferred[other] == connection;
+        for (int other = 0; other < worker->accepted_count; other++)
+            counted |= worker->accepted[other].connection == connection;
+        if (!counted) put_off_again(worker, connection);
+    }
+    worker->deferred_count = 0;
 }
 
 /* Once its mark is there a connection's packets pass in the kernel and would overtake those that wait in the queue. So
@@ -266,7 +289,7 @@ static void put_marks_off(struct tr_worker *worker, const struct tr_line *lines,
         if (!all && !among(lines, waiting, accepted->connection)) {
             if (known) before->times = 0;
         } else if (!known || before->times < PATIENCE) {
-            *before = (struct put_off){accepted->connection, known ? before->times + 1 : 1};
+            put_off_again(worker, accepted->connection);
             *accepted->mark = accepted->instead;
         } else
             before->times = 0;
@@ -285,7 +308,7 @@ static int read_batch(struct tr_worker *worker, struct tr_pod *pod, bool *full)
     }
     for (int index = 0; index < count; index++)
         worker->lines[1][index] =
-            (struct tr_line){number_connection(pod, &inbox->packets[index]), counts(&inbox->packets[index])};
+            (struct tr_line){number_connection(worker, pod, &inbox->packets[index]), counts(&inbox->packets[index])};
     return count;
 }
 
@@ -297,7 +320,7 @@ static void judge_batch(struct tr_worker *worker, struct tr_pod *pod, int count)
     tr_endpoint_lock(pod->endpoint);
     for (int index = 0; index < count; index++) {
         uint32_t connection = lines[index].connection;
-        bool more = among(lines + index + 1, count - index - 1, connection);
+        bool more = among(lines + index + 1, count - index - 1, connection) && !is_out_of_patience(worker, connection);
         judge_one(worker, pod, &inbox->packets[index], more, connection, &now);
         uint32_t room;
         tr_outbox_room(&worker->outbox, &room);
@@ -306,6 +329,7 @@ static void judge_batch(struct tr_worker *worker, struct tr_pod *pod, int count)
             send_verdicts(worker, pod);
         }
     }
+    count_deferred(worker);
     add_entropy(pod->endpoint);
     tr_endpoint_unlock(pod->endpoint);
 }
@@ -333,6 +357,9 @@ void tr_serve(struct tr_worker *worker, struct tr_pod *pod)
     }
     if (pod->error != 0) { /* the kernel goes on as it does while nobody listens */
         epoll_ctl(worker->epoll, EPOLL_CTL_DEL, pod->queue.fd, NULL);
+        pthread_mutex_lock(&pod->parking);
+        pod->broken = true;
         eventfd_write(pod->wakeup, 1);
+        pthread_mutex_unlock(&pod->parking);
     }
 }

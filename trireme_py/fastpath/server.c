@@ -121,6 +121,11 @@ void tr_server_syn_ack(struct tr_turn *turn)
     tr_pass(turn, TR_PASS_CLEAR, length);
 }
 
+static void park_segment(struct tr_turn *turn)
+{
+    tr_park(turn, tr_charge_segment(turn, turn->server->peer->id));
+}
+
 /* The client's proof arrives, in front of its first octets: check it, take it off, let the rest through. */
 void tr_server_proof(struct tr_turn *turn)
 {
@@ -138,18 +143,18 @@ void tr_server_proof(struct tr_turn *turn)
     if (!packet->unsummed && !tr_checksum_is_right(view))
         return tr_drop(turn, TR_BAD_CHECKSUM);
     if (flow->state != TR_SYN_ACK_CREATED || view->flags & TR_RST || view->captured < view->length)
-        return tr_park(turn, TR_PARK_KNOWN);
+        return park_segment(turn);
     if (!tr_read_message_untrusted(&proof, TR_MESSAGE_ACK, payload, size < TR_PROOF ? size : TR_PROOF))
-        return tr_park(turn, TR_PARK_KNOWN);
+        return park_segment(turn);
     if (!tr_proof_is_right(endpoint->mac, proof.fixed, flow->key, flow->syn_fixed, flow->syn_ack_fixed))
-        return tr_park(turn, TR_PARK_KNOWN);
+        return park_segment(turn);
     if (view->acknowledgement != flow->server_isn + 1)
-        return tr_park(turn, TR_PARK_KNOWN);
+        return park_segment(turn);
     verdict = tr_find_verdict(endpoint, TR_INGRESS, TR_TCP, flow->peer, turn->tuple.other, turn->tuple.own_port);
     length = tr_rewrite(view, view->sequence + TR_PROOF, (const struct tr_part[]){{payload + TR_PROOF, size - TR_PROOF}}, 1, packet->out,
                         packet->room);
     if (!verdict || !length)
-        return tr_park(turn, TR_PARK_KNOWN);
+        return park_segment(turn);
 
     live = (struct tr_live){
         .direction = TR_INGRESS,

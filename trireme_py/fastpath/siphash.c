@@ -1,6 +1,18 @@
 #include "siphash.h"
 
-static uint64_t load(const uint8_t *at, size_t size)
+#include <endian.h>
+#include <string.h>
+
+static inline uint64_t load_word(const uint8_t *at)
+{
+    uint64_t word;
+
+    memcpy(&word, at, sizeof word);
+    return le64toh(word);
+}
+
+/* What is less than a word. */
+static uint64_t load_rest(const uint8_t *at, size_t size)
 {
     uint64_t word = 0;
 
@@ -39,7 +51,7 @@ static inline void absorb(uint64_t v[4], uint64_t word)
 uint64_t tr_siphash(const uint8_t key[16], const void *data, size_t size)
 {
     const uint8_t *at = data;
-    uint64_t k0 = load(key, 8), k1 = load(key + 8, 8);
+    uint64_t k0 = load_word(key), k1 = load_word(key + 8);
     uint64_t v[4] = {
         k0 ^ 0x736f6d6570736575,
         k1 ^ 0x646f72616e646f6d,
@@ -49,8 +61,8 @@ uint64_t tr_siphash(const uint8_t key[16], const void *data, size_t size)
     size_t left = size;
 
     for (; left >= 8; left -= 8, at += 8)
-        absorb(v, load(at, 8));
-    absorb(v, load(at, left) | (uint64_t)size << 56);
+        absorb(v, load_word(at));
+    absorb(v, load_rest(at, left) | (uint64_t)size << 56);
     v[2] ^= 0xff;
     for (int i = 0; i < 4; i++)
         mix(v);

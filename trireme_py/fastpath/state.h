@@ -19,7 +19,7 @@ enum {
     TR_RESUMES = 4, /* unconfirmed ones of one flow; Python takes more */
 };
 
-/* SYNs of one identity that are Python's as those of a known one: so many at once, and one for each interval. */
+/* Packets of one identity's exchanges that are Python's as a known one's: so many at once, and one for each interval. */
 #define TR_SHARE UINT64_C(1024)
 #define TR_SHARE_NS (UINT64_C(1000000000) / 200)
 #define TR_HALF_OPEN_NS (UINT64_C(70) * 1000000000) /* endpoint.HALF_OPEN_NS */
@@ -172,6 +172,7 @@ struct tr_owned {
     uint32_t foreign;    /* and those that somebody outside can fill */
     uint32_t pending;    /* packets of it that are on their way to Python and back */
     bool known;          /* what went along was an accepted connection, or one that the pod opens */
+    uint8_t peer[TR_ID_SIZE]; /* of a SYN that Python remembers: who asks; zero: somebody without identity */
 };
 
 struct tr_peer {
@@ -248,6 +249,7 @@ void tr_accept(struct tr_turn *, uint32_t length);
 void tr_drop(struct tr_turn *, enum tr_reason);
 void tr_park(struct tr_turn *, enum tr_park);
 enum tr_park tr_charge(const struct tr_turn *, struct tr_peer *);
+enum tr_park tr_charge_segment(const struct tr_turn *, const uint8_t id[TR_ID_SIZE]);
 
 /* datagram.c: UDP */
 void tr_datagram_receive(struct tr_turn *, const struct tr_owned *);
@@ -301,6 +303,7 @@ uint32_t tr_hand_over_tuple(struct tr_endpoint *, const struct tr_tuple *, uint8
 struct tr_owned *tr_put_owned(struct tr_endpoint *, const struct tr_tuple *);
 void tr_put_back(struct tr_endpoint *, const struct tr_tuple *);
 struct tr_token *tr_token_keep(struct tr_token *);
+struct tr_peer *tr_peer_of(const struct tr_endpoint *, const uint8_t id[TR_ID_SIZE]); /* whatever it says of itself now */
 struct tr_peer *tr_find_peer(const struct tr_turn *, const struct tr_message_view *, int direction);
 struct tr_verdict_entry *tr_find_verdict(const struct tr_endpoint *, int direction, uint8_t protocol, const struct tr_token *,
                                          const uint8_t address[16], uint16_t port);

@@ -71,14 +71,14 @@ void tr_teach_identity(struct tr_endpoint *endpoint, struct tr_token *or_none)
         forget_peer(endpoint, tr_table_oldest(&endpoint->peers));
 }
 
-static struct tr_peer *find_peer(const struct tr_endpoint *endpoint, const uint8_t id[TR_ID_SIZE])
+struct tr_peer *tr_peer_of(const struct tr_endpoint *endpoint, const uint8_t id[TR_ID_SIZE])
 {
     return tr_table_find(&endpoint->peers, tr_hash(endpoint, id, TR_ID_SIZE), id);
 }
 
 static void teach_peer(struct tr_endpoint *endpoint, struct tr_token *token, int direction, const uint8_t key[TR_KEY_SIZE])
 {
-    struct tr_peer *peer = find_peer(endpoint, token->id);
+    struct tr_peer *peer = tr_peer_of(endpoint, token->id);
 
     if (peer && peer->token != token) {
         forget_peer(endpoint, peer);
@@ -126,7 +126,7 @@ bool tr_teach(struct tr_endpoint *endpoint, struct tr_token *peer, const struct 
 
 struct tr_peer *tr_find_peer(const struct tr_turn *turn, const struct tr_message_view *message, int direction)
 {
-    struct tr_peer *peer = find_peer(turn->endpoint, message->id);
+    struct tr_peer *peer = tr_peer_of(turn->endpoint, message->id);
 
     if (!peer || !peer->known[direction] || peer->token->size != message->assertion_size)
         return NULL;
@@ -253,6 +253,12 @@ void tr_own(struct tr_endpoint *endpoint, const struct tr_tuple *tuple, bool for
     struct tr_owned *owned = tr_put_owned(endpoint, tuple);
 
     ++*(foreign ? &owned->foreign : &owned->references);
+}
+
+void tr_own_syn(struct tr_endpoint *endpoint, const struct tr_tuple *tuple, const uint8_t peer[TR_ID_SIZE])
+{
+    tr_own(endpoint, tuple, false);
+    memcpy(find_owned(endpoint, tuple)->peer, peer, TR_ID_SIZE);
 }
 
 void tr_disown(struct tr_endpoint *endpoint, const struct tr_tuple *tuple, bool foreign)

@@ -77,6 +77,7 @@ void tr_forget_target(struct tr_endpoint *, const struct tr_end *);
 /* Python remembers something of this connection, or of this SYN (own: zero): its packets are parked. Counted. `foreign`: somebody outside has begun it and has
  * proved nothing, so its packets are worth no more than others. */
 void tr_own(struct tr_endpoint *, const struct tr_tuple *, bool foreign);
+void tr_own_syn(struct tr_endpoint *, const struct tr_tuple *, const uint8_t peer[TR_ID_SIZE]); /* of an identity: what proves it is known by that */
 void tr_disown(struct tr_endpoint *, const struct tr_tuple *, bool foreign);
 
 /* Accepted connections. forget: whether there was one. */

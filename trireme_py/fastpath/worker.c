@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include "pod.h"
@@ -71,6 +72,7 @@ static int begin_worker(struct tr_worker *worker, unsigned number)
     if (worker->epoll < 0 || worker->stop < 0 ||
         epoll_ctl(worker->epoll, EPOLL_CTL_ADD, worker->stop, &stop) != 0)
         return errno;
+    if (getrandom(worker->seed, sizeof worker->seed, 0) != sizeof worker->seed) return EIO;
     if (worker->inbox == NULL || worker->next == NULL || tr_outbox_init(&worker->outbox, OUTBOX_SIZE) != 0)
         return ENOMEM;
     tr_inbox_init(worker->inbox);
@@ -220,7 +222,7 @@ struct tr_parked *tr_pod_take(struct tr_pod *pod, size_t most)
             pod->waiting--;
         }
     *last = NULL;
-    if (pod->waiting == 0) {
+    if (pod->waiting == 0 && !pod->broken) {
         eventfd_t count;
         eventfd_read(pod->wakeup, &count);
     }
