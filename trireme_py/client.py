@@ -305,7 +305,9 @@ class ClientSide:
         identity = flow.peer.identity if flow.peer else None
         decision = self._judge_server(turn, flow, announce_allow=True)
         tolerated = decision.reason is Reason.NOT_YET_IDENTIFIED
-        live = Live(Direction.EGRESS, identity, address, port, turn.pod.policy, flow.isn, tolerated=tolerated)
+        live = Live(
+            Direction.EGRESS, identity, address, port, turn.pod.policy, flow.isn, tolerated=tolerated, peer=flow.peer
+        )  # fmt: skip
         turn.pod.live.put(flow.key, live, turn.now.mono_ns)
         self._remember(turn, flow)
         if flow.peer is not None and flow.local is not None:

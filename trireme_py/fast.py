@@ -28,9 +28,17 @@ from trireme_py.endpoint import (
 )
 from trireme_py.errors import BadPacket, InvalidToken
 from trireme_py.fast_exchanges import Exchanges, session_of
-from trireme_py.fast_tables import SUPERSEDED, BareTargets, LentTable, OwnedSyns, OwnedTable, SilentTargets
-from trireme_py.flows import Live, Tuple5
-from trireme_py.handover import DIRECTIONS, Reader
+from trireme_py.fast_tables import (
+    SUPERSEDED,
+    AcceptedTable,
+    BareTargets,
+    LentTable,
+    OwnedSyns,
+    OwnedTable,
+    SilentTargets,
+)
+from trireme_py.flows import ClientFlow, Live, Tuple5
+from trireme_py.handover import DIRECTIONS, Reader, is_settled, write
 from trireme_py.identities import Identities, LocalIdentity, Peer
 from trireme_py.model import (
     Address,
@@ -110,6 +118,8 @@ class _Pod:
 
     engine: _fastpath.Endpoint
     reader: Reader
+    accepted: AcceptedTable
+    """Its live connections, as far as Python has them."""
     policy: int = 1
     """The current one's number."""
     policies: dict[int, PolicyView] = field(default_factory=dict)
@@ -198,7 +208,7 @@ class FastDatapath(Datapath):
             self._engine, MAX_HALF_OPEN, MAX_LIVE, MAX_PEERS, MAX_VERDICTS, MAX_OWNED, MAX_FLOWS, MAX_LIVE_DATAGRAMS
         )
         tables.clients = OwnedTable(engine, tables.clients)
-        tables.live = OwnedTable(engine, tables.live)
+        tables.live = accepted = AcceptedTable(engine, tables.live)
         tables.servers = OwnedSyns(engine, tables.servers)
         tables.unanswered = BareTargets(engine, tables.unanswered)
         tables.minds_payload = BareTargets(engine, tables.minds_payload)
@@ -209,7 +219,7 @@ class FastDatapath(Datapath):
         datagrams.silent = SilentTargets(engine, datagrams.silent)
         datagrams.warm = LentTable(datagrams.warm, session_of, lambda target: engine.forget_warm(*target))
         datagrams.tickets = LentTable(datagrams.tickets, session_of, engine.forget_ticket)
-        one = self._pods[endpoint] = _Pod(engine, self._reader(endpoint, tables))
+        one = self._pods[endpoint] = _Pod(engine, self._reader(endpoint, tables), accepted)
         one.policies[one.policy] = policy
         engine.teach_identity(self._token(identity) if identity else None)
         engine.listen(self._listening)
@@ -394,17 +404,42 @@ class FastDatapath(Datapath):
 
     def next_deadline(self) -> int | None:
         own = super().next_deadline()
-        engines = [one for pod in self._pods.values() if (one := pod.engine.next_deadline()) is not None]
+        sources = [source for pod in self._pods.values() for source in (pod.engine, pod.accepted.settling)]
+        engines = [one for source in sources if (one := source.next_deadline()) is not None]
         if not engines:
             return own
         grained = -(-min(engines) // GRAIN_NS) * GRAIN_NS
         return grained if own is None else min(own, grained)
 
     def expire(self, now: Instant) -> list[tuple[int, Release]]:
-        for pod in self._pods.values():
+        for endpoint, pod in self._pods.items():
             pod.engine.expire(now.mono_ns)
+            self._give_back(now, pod, self._endpoints[endpoint])
         self._forget_tokens(now)
         return super().expire(now)
+
+    def _give_back(self, now: Instant, pod: _Pod, tables: Endpoint) -> None:
+        """Let the engine have the connections that nothing keeps here, so that the next one on their ports is warm."""
+        due = pod.accepted.settling.expire(now.mono_ns)
+        if not due:
+            return
+        opening = {half_open.tuple5 for key in tables.servers if (half_open := tables.servers.get(key))}
+        for tuple5 in due:
+            live, flow = tables.live.get(tuple5), tables.clients.get(tuple5)
+            if live is None or not is_settled(live, flow, tables.policy):
+                continue  # should it be accepted once more it settles once more
+            # The proof of another one, true or not, would be a segment of this one to the engine.
+            if tuple5 not in opening and self._take_back(now, pod, tuple5, live, flow):
+                tables.clients.pop(tuple5)
+                tables.live.pop(tuple5)
+            else:
+                pod.accepted.settling.put(tuple5, tuple5, now.mono_ns)
+
+    def _take_back(self, now: Instant, pod: _Pod, tuple5: Tuple5, live: Live, flow: ClientFlow | None) -> bool:
+        assert live.peer is not None
+        peer, local = self._token(live.peer), self._token(flow.local) if flow and flow.local else None
+        octets = write(tuple5, live, flow, pod.policy, local.number if local else 0, peer.number)
+        return pod.engine.take_back(octets, local, peer, now.mono_ns)
 
     def remembered(self, endpoint: int) -> dict[Tuple5, Live | None]:
         found: dict[Tuple5, Live | None] = dict.fromkeys(self._pods[endpoint].engine.remembered())

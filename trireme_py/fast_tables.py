@@ -7,11 +7,14 @@ from heapq import heappop, heappush
 from typing import Final, TypeVar
 
 from trireme_py import _fastpath
-from trireme_py.flows import BoundedTable, ServerFlow, Tuple5
+from trireme_py.flows import BoundedTable, Live, ServerFlow, Tuple5
 from trireme_py.model import Address, Decision, Direction, Identity, Protocol
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+SETTLED_NS: Final = 1_000_000_000
+"""What was late or repeated has come by then, and Python's verdicts have long been given."""
 
 
 class OwnedTable(BoundedTable[Tuple5, V]):
@@ -36,6 +39,20 @@ class OwnedTable(BoundedTable[Tuple5, V]):
         protocol, own, own_port, other, other_port = key
         if protocol in _CONNECTED:
             self._engine.disown(protocol, own, own_port or 0, other, other_port or 0, 0, self._foreign)
+
+
+class AcceptedTable(OwnedTable[Live]):
+    """Accepted TCP connections. A while after one has come in here the engine may have it back."""
+
+    __slots__ = ("settling",)
+
+    def __init__(self, engine: _fastpath.Endpoint, like: BoundedTable[Tuple5, Live]) -> None:
+        super().__init__(engine, like)
+        self.settling: BoundedTable[Tuple5, Tuple5] = BoundedTable(like.limit, SETTLED_NS)
+
+    def put(self, key: Tuple5, value: Live, mono_ns: int) -> Live | None:
+        self.settling.put(key, key, mono_ns)
+        return super().put(key, value, mono_ns)
 
 
 class OwnedSyns(BoundedTable[tuple[Address, int, int], ServerFlow]):

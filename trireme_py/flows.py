@@ -192,3 +192,5 @@ class Live:
     tolerated: bool = False
     """Let in without an identity while agents were being installed; nobody can ask for one afterwards."""
     cut: bool = False
+    peer: Peer | None = None
+    """Of TCP: who has the identity."""

@@ -1,4 +1,5 @@
-"""What the engine in C knew of a connection, read and given to the Python data path to go on with (docs/fastpath.md).
+"""What the engine in C knew of a connection, read and given to the Python data path to go on with; and the way back,
+for connections that have nothing odd about them any more (docs/fastpath.md).
 
 Layouts: trireme_py/fastpath/handover.c. The octets come from our own process; the numbers in them name objects that may
 have been let go meanwhile, and a flow that cannot be put together again is left out: its ends repeat themselves.
@@ -18,9 +19,9 @@ from trireme_py.errors import BadPacket, InvalidToken
 from trireme_py.flows import ClientFlow, Live, ServerFlow, Tuple5
 from trireme_py.handshake import State
 from trireme_py.identities import LocalIdentity, Peer
-from trireme_py.messages import from_16
+from trireme_py.messages import from_16, to_16
 from trireme_py.model import Direction, Instant, PolicyView, Protocol
-from trireme_py.packet import parse_packet_untrusted
+from trireme_py.packet import parse_packet_untrusted, with_tcp
 from trireme_py.server import ServerSide
 
 CLIENT, SERVER, LIVE, DATAGRAM_CLIENT, DATAGRAM_SERVER = 1, 2, 3, 4, 5
@@ -40,6 +41,9 @@ _STATES: Final = {
     4: State.SYN_CONSUMED,
     5: State.SYN_ACK_CREATED,
 }
+_NUMBERS: Final = {state: number for number, state in _STATES.items()}
+MAX_HEADERS: Final = 120
+"""What the engine keeps of a packet (TR_HEADERS)."""
 
 _STAGES: Final = {1: Stage.RESUMED, 2: Stage.RESUME_CONSUMED, 3: Stage.PROVEN}
 
@@ -153,7 +157,7 @@ class Reader:
         ingress = DIRECTIONS[direction] is Direction.INGRESS
         live = Live(DIRECTIONS[direction], peer.identity, from_16(address), port, self._policy_of(policy))
         if tuple5[0] == Protocol.TCP:
-            live.isn, live.server_isn = isn, server_isn if ingress else None
+            live.isn, live.server_isn, live.peer = isn, server_isn if ingress else None, peer
         return tuple5, live
 
     def _datagram_client(self, tuple5: Tuple5, octets: bytes) -> ClientDatagrams | None:
@@ -186,6 +190,49 @@ class Reader:
         return ServerDatagrams(
             tuple5, _STAGES[stage], hello_fixed, ticket.peer, ticket.local, ticket.key, waits, request, confirm=confirm
         )  # fmt: skip
+
+
+def is_settled(live: Live, flow: ClientFlow | None, policy: PolicyView) -> bool:
+    """Tell whether an accepted connection, and the flow that opened it, is one that the engine could have accepted."""
+    if live.peer is None or live.cut or live.policy is not policy:
+        return False
+    if flow is None:
+        return True
+    if flow.state is not State.ACK_CREATED or flow.peer is None or flow.isn != live.isn:
+        return False
+    if flow.repeats or flow.taken_back or flow.resynchronising or flow.held.packets:
+        return False
+    return flow.ack is not None and max(flow.syn.body, flow.ack.body) <= MAX_HEADERS
+
+
+def write(tuple5: Tuple5, live: Live, flow: ClientFlow | None, policy: int, local: int, peer: int) -> bytes:
+    """Write a settled connection as the engine would; ``policy``, ``local`` and ``peer`` are its numbers for those."""
+    octets = b""
+    if flow is not None:
+        assert flow.ack is not None
+        assert flow.message is not None
+        headers = [with_tcp(packet, b"") for packet in (flow.syn, flow.ack)]
+        octets = _record(
+            CLIENT, tuple5,
+            _CLIENT.pack(
+                _NUMBERS[flow.state], flow.isn, flow.server_isn, policy, local, peer, flow.asked_ns,
+                flow.message[wire.SYN.size - wire.NONCE_SIZE : wire.SYN.size], flow.syn_ack_fixed, flow.proof,
+            ),
+            *(bytes([len(one)]) + one for one in headers),
+        )  # fmt: skip
+    return octets + _record(
+        LIVE, tuple5,
+        _LIVE.pack(
+            DIRECTIONS.index(live.direction), live.isn, live.server_isn or 0, policy, peer, to_16(live.address),
+            live.port,
+        ),
+    )  # fmt: skip
+
+
+def _record(kind: int, tuple5: Tuple5, *parts: bytes) -> bytes:
+    protocol, own, own_port, other, other_port = tuple5
+    rest = b"".join(parts)
+    return _HEAD.pack(kind, _HEAD.size + len(rest), protocol, to_16(own), to_16(other), own_port, other_port) + rest
 
 
 def _packets(octets: bytes) -> Iterator[bytes]:

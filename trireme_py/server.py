@@ -211,7 +211,7 @@ class ServerSide:
         flow.state = state
         live = Live(
             Direction.INGRESS, identity, other, own_port, endpoint.policy, flow.key[2], flow.server_isn,
-            tolerated=decision.reason is Reason.NOT_YET_IDENTIFIED,
+            tolerated=decision.reason is Reason.NOT_YET_IDENTIFIED, peer=flow.peer,
         )  # fmt: skip
         endpoint.live.put(flow.tuple5, live, now.mono_ns)
         if flow.syn_ack is not None and flow.syn_ack.source_port != own_port:

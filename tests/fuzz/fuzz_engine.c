@@ -167,6 +167,25 @@ static void meddle(struct scene *scene)
         tr_packet_complete_sum(wire->data, wire->size);
 }
 
+/* As Python does with what nothing keeps there: it may be the engine's again, once. */
+static void give_back(struct scene *scene, int pod, const uint8_t *octets, uint32_t size)
+{
+    struct tr_endpoint *endpoint = scene->pods[pod];
+    struct tr_token *const *own = &scene->tokens[2 * pod], *const *others = &scene->tokens[2 * (1 - pod)];
+    struct tr_token *local[] = {NULL, own[0], own[1]};
+    uint8_t *exact = malloc(size + !size);
+    int taken = 0;
+
+    if (!exact)
+        return;
+    memcpy(exact, octets, size);
+    for (int i = 0; i < 6; i++)
+        taken += tr_take_back(endpoint, exact, size, local[i / 2], others[i % 2], scene->now.mono_ns);
+    if (taken > 1 || (taken && !tr_live_tuples(endpoint, &(struct tr_tuple){0}, 1)))
+        abort();
+    free(exact);
+}
+
 static void meet(struct scene *scene, int pod, enum tr_hook hook)
 {
     uint8_t how = next(scene);
@@ -199,13 +218,18 @@ static void meet(struct scene *scene, int pod, enum tr_hook hook)
         if (memcmp(&before, &after, sizeof before) != 0)
             abort(); /* parking has changed something */
         if (how & 32 && result.park != TR_PARK_ENTROPY) {
-            if (tr_engine_hand_over(endpoint, &packet, handover) > TR_HANDOVER)
+            uint32_t size = tr_engine_hand_over(endpoint, &packet, handover);
+
+            if (size > TR_HANDOVER)
                 abort();
+            give_back(scene, pod, handover, size); /* in vain */
             tr_engine_receive(endpoint, &packet, &scene->now, &result);
             if (result.verdict != TR_PARK && result.verdict != TR_DROP)
                 abort(); /* it is Python's until it is returned */
-            if (how & 64)
+            if (how & 64) {
                 tr_engine_returned(endpoint, data, wire->size, hook);
+                give_back(scene, pod, handover, size);
+            }
         }
     }
     if (result.length)

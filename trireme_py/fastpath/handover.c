@@ -1,4 +1,4 @@
-/* The state of a flow as octets, for Python to go on with (fast.py reads them). All numbers are in network order.
+/* The state of a flow as octets, for Python to go on with (handover.py reads them), and the way back. All numbers are in network order.
  *
  *   kind 1, octets of the record 2, tuple 37 (protocol 1, own 16, other 16, ports 2 each), then by kind */
 #include "octets.h"
@@ -246,4 +246,154 @@ uint32_t tr_export(struct tr_endpoint *endpoint, struct tr_cursor *cursor, bool 
         return export_entry(endpoint, cursor->table, entry, forget, out);
     }
     return 0;
+}
+
+/* -- and back -- */
+
+struct reader {
+    const uint8_t *at;
+    uint32_t left;
+    bool failed; /* there were too few */
+};
+
+static void get(struct reader *r, void *octets, uint32_t size)
+{
+    r->failed |= size > r->left;
+    if (r->failed)
+        return;
+    memcpy(octets, r->at, size);
+    r->at += size;
+    r->left -= size;
+}
+
+static uint8_t get8(struct reader *r)
+{
+    uint8_t octet = 0;
+
+    get(r, &octet, 1);
+    return octet;
+}
+
+static uint16_t get16(struct reader *r)
+{
+    uint8_t octets[2] = {0};
+
+    get(r, octets, sizeof octets);
+    return tr_get16(octets);
+}
+
+static uint32_t get32(struct reader *r)
+{
+    uint8_t octets[4] = {0};
+
+    get(r, octets, sizeof octets);
+    return tr_get32(octets);
+}
+
+static uint64_t get64(struct reader *r)
+{
+    uint8_t octets[8] = {0};
+
+    get(r, octets, sizeof octets);
+    return tr_get64(octets);
+}
+
+static void get_headers(struct reader *r, struct tr_headers *headers)
+{
+    headers->length = get8(r);
+    r->failed |= headers->length > sizeof headers->data;
+    get(r, headers->data, headers->length);
+}
+
+/* Its kind. */
+static uint8_t get_head(struct reader *r, struct tr_tuple *tuple)
+{
+    uint8_t kind = get8(r);
+
+    get16(r);
+    *tuple = (struct tr_tuple){.protocol = get8(r)};
+    get(r, tuple->own, 16);
+    get(r, tuple->other, 16);
+    tuple->own_port = get16(r);
+    tuple->other_port = get16(r);
+    return kind;
+}
+
+/* Only what has been proven comes back: what the verdict was is not asked again. */
+static void read_client(struct reader *r, struct tr_client *flow)
+{
+    uint8_t nonce[TR_NONCE_SIZE] = {0};
+    struct tr_end client;
+
+    flow->state = get8(r);
+    flow->isn = get32(r);
+    flow->server_isn = get32(r);
+    flow->policy = get32(r);
+    r->failed |= flow->state != TR_ACK_CREATED || get32(r) != flow->local->number || get32(r) != flow->peer->number;
+    flow->proven_ns = get64(r);
+    get(r, nonce, sizeof nonce);
+    get(r, flow->syn_ack_fixed, sizeof flow->syn_ack_fixed);
+    get(r, flow->proof, sizeof flow->proof);
+    get_headers(r, &flow->syn);
+    get_headers(r, &flow->ack);
+    tr_write_syn(flow->syn_fixed, flow->local->id, nonce, flow->local->size);
+    tr_read_ends_untrusted(flow->syn_ack_fixed, &flow->actual, &client);
+}
+
+static void read_live(struct reader *r, struct tr_live *live)
+{
+    live->direction = get8(r);
+    live->isn = get32(r);
+    live->server_isn = get32(r);
+    live->policy = get32(r);
+    r->failed |= live->direction > TR_EGRESS || get32(r) != live->peer->number;
+    get(r, live->address, 16);
+    live->port = get16(r);
+}
+
+static void remember_client(struct tr_endpoint *endpoint, uint64_t hash, const struct tr_client *like, uint64_t mono_ns)
+{
+    struct tr_client *flow;
+    struct tr_link link;
+
+    if (tr_table_full(&endpoint->clients))
+        tr_forget_client(endpoint, tr_table_oldest(&endpoint->clients));
+    flow = tr_table_add(&endpoint->clients, hash, &like->tuple, mono_ns);
+    link = flow->link;
+    *flow = *like;
+    flow->link = link;
+    tr_token_keep(flow->local);
+    tr_token_keep(flow->peer);
+}
+
+bool tr_take_back(struct tr_endpoint *endpoint, const uint8_t *octets, uint32_t size, struct tr_token *local_or_none,
+                  struct tr_token *peer, uint64_t mono_ns)
+{
+    const struct tr_instant now = {.mono_ns = mono_ns};
+    struct tr_turn turn = {.endpoint = endpoint, .now = &now};
+    struct reader r = {.at = octets, .left = size};
+    struct tr_client flow = {.local = local_or_none, .peer = peer};
+    struct tr_live live = {.peer = peer};
+    const struct tr_owned *owned;
+    uint64_t hash;
+
+    if (local_or_none) {
+        r.failed |= get_head(&r, &flow.tuple) != KIND_CLIENT;
+        read_client(&r, &flow);
+    }
+    r.failed |= get_head(&r, &live.tuple) != KIND_LIVE || live.tuple.protocol != TR_TCP;
+    read_live(&r, &live);
+    if (r.failed || r.left || (local_or_none && memcmp(&flow.tuple, &live.tuple, sizeof flow.tuple) != 0))
+        return false;
+    hash = tr_hash(endpoint, &live.tuple, sizeof live.tuple);
+    owned = tr_find_owned(endpoint, &live.tuple, hash);
+    if (owned && owned->pending)
+        return false; /* Python would not know them any more */
+    if (tr_table_find(&endpoint->clients, hash, &live.tuple) || tr_table_find(&endpoint->servers, hash, &live.tuple) ||
+        tr_table_find(&endpoint->live, hash, &live.tuple))
+        return false; /* a younger one, behind a REDIRECT */
+    if (local_or_none)
+        remember_client(endpoint, hash, &flow, mono_ns);
+    tr_remember_live(&turn, &live.tuple, &live);
+    return true;
 }

@@ -50,5 +50,6 @@ PyObject *tr_module_teach_warm(PyObject *object, PyObject *args);
 PyObject *tr_module_forget_warm(PyObject *object, PyObject *args);
 PyObject *tr_module_teach_ticket(PyObject *object, PyObject *args);
 PyObject *tr_module_forget_ticket(PyObject *object, PyObject *args);
+PyObject *tr_module_take_back(PyObject *object, PyObject *args);
 
 #endif

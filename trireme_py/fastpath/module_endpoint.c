@@ -400,6 +400,8 @@ static PyMethodDef endpoint_methods[] = {
      "own(protocol, own, own_port, other, other_port, isn=0, foreign=False): Python remembers this connection, or this SYN."},
     {"own_syn", endpoint_own_syn, METH_VARARGS, "own_syn(other, other_port, isn, peer): Python remembers this SYN, of a peer with this id."},
     {"disown", endpoint_disown, METH_VARARGS, "disown(protocol, own, own_port, other, other_port, isn=0, foreign=False)."},
+    {"take_back", tr_module_take_back, METH_VARARGS,
+     "take_back(octets, local or None, peer, mono_ns): whether an accepted connection, as hand_over() writes it, is the engine's again."},
     {"remembered", endpoint_remembered, METH_NOARGS, "The tuples of accepted connections."},
     {"forget", endpoint_forget, METH_VARARGS, "forget(protocol, own, own_port, other, other_port): whether it was an accepted connection."},
     {"listen", endpoint_listen, METH_O, "listen(flag): whether accepted connections are to become events."},

@@ -164,3 +164,20 @@ PyObject *tr_module_forget_ticket(PyObject *object, PyObject *args)
     LOCKED(object, tr_forget_ticket(endpoint, (const uint8_t *)ticket));
     Py_RETURN_NONE;
 }
+
+PyObject *tr_module_take_back(PyObject *object, PyObject *args)
+{
+    PyObject *local_object, *peer_object;
+    struct tr_token *local = NULL, *peer;
+    unsigned long long mono_ns;
+    const char *octets;
+    Py_ssize_t size;
+    bool taken;
+
+    if (!PyArg_ParseTuple(args, "y#OOK", &octets, &size, &local_object, &peer_object, &mono_ns))
+        return NULL;
+    if ((local_object != Py_None && !(local = tr_module_token(local_object))) || !(peer = tr_module_token(peer_object)))
+        return NULL;
+    LOCKED(object, taken = tr_take_back(endpoint, (const uint8_t *)octets, (uint32_t)size, local, peer, mono_ns));
+    return PyBool_FromLong(taken);
+}

@@ -80,6 +80,12 @@ void tr_own(struct tr_endpoint *, const struct tr_tuple *, bool foreign);
 void tr_own_syn(struct tr_endpoint *, const struct tr_tuple *, const uint8_t peer[TR_ID_SIZE]); /* of an identity: what proves it is known by that */
 void tr_disown(struct tr_endpoint *, const struct tr_tuple *, bool foreign);
 
+/* Python gives back an accepted connection of TCP that it has nothing more to do for: the octets are those that tr_engine_hand_over would write of it,
+ * where the pod has opened it with that flow, which has sent its proof as local; where not, or where Python has forgotten that flow, local is
+ * NULL. False, and nothing has changed, while packets of it are on their way to Python. Python forgets it afterwards: until then it owns it. */
+bool tr_take_back(struct tr_endpoint *, const uint8_t *octets, uint32_t size, struct tr_token *local_or_none, struct tr_token *peer,
+                  uint64_t mono_ns);
+
 /* Accepted connections. forget: whether there was one. */
 uint32_t tr_live_tuples(const struct tr_endpoint *, struct tr_tuple *out, uint32_t room);
 bool tr_live_forget(struct tr_endpoint *, const struct tr_tuple *);
