@@ -7,10 +7,11 @@ this file teaches the engine. Nothing here decides anything.
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from trireme_py import _fastpath
 from trireme_py.assertion import CLOCK_SKEW_S
@@ -160,8 +161,8 @@ class FastDatapath(Datapath):
     """The data path of all local pods, what is warm in C. As :class:`Datapath`, one thread owns it."""
 
     __slots__ = (
-        "_dropped", "_engine", "_exchanges", "_known", "_listening", "_next_number", "_numbers", "_pods",
-        "_swept_ns", "_translate", "_unrecorded",
+        "__weakref__", "_dropped", "_engine", "_exchanges", "_known", "_listening", "_next_number", "_numbers",
+        "_pods", "_swept_ns", "_translate", "_unrecorded",
     )  # fmt: skip
 
     def __init__(
@@ -239,8 +240,14 @@ class FastDatapath(Datapath):
 
     def ask_translations_of_python(self, endpoint: int) -> None:
         """Let the engine ask ``translate`` where it meets a translated server: for tests, as the agent asks in C."""
-        translate = self._translate
-        self._pods[endpoint].engine.set_translate(lambda *flow: translate(endpoint, *flow))
+        # Weakly: Python's collector does not look into the engine, and would never free what it keeps.
+        weak = weakref.ref(self)
+
+        def ask(*flow: Any) -> tuple[Address, int] | None:
+            datapath = weak()
+            return datapath._translate(endpoint, *flow) if datapath else None
+
+        self._pods[endpoint].engine.set_translate(ask)
 
     def remove_endpoint(self, endpoint: int) -> list[Release]:
         gone = self._pods.get(endpoint)
