@@ -186,6 +186,18 @@ static void network_packet(struct tr_turn *turn)
     tr_park(turn, turn->client ? TR_PARK_OWNED : class_of_segment(turn));
 }
 
+/* The tables that a packet is looked up in by its connection are large, and cold when it comes. */
+static void prefetch(const struct tr_turn *turn)
+{
+    const struct tr_endpoint *endpoint = turn->endpoint;
+    bool udp = turn->view.protocol == TR_UDP;
+
+    tr_table_prefetch(&endpoint->owned, turn->hash);
+    tr_table_prefetch(udp ? &endpoint->datagram_clients : &endpoint->clients, turn->hash);
+    tr_table_prefetch(udp ? &endpoint->datagram_servers : &endpoint->servers, turn->hash);
+    tr_table_prefetch(udp ? &endpoint->live_datagrams : &endpoint->live, turn->hash);
+}
+
 void tr_engine_receive(struct tr_endpoint *endpoint, const struct tr_packet *packet, const struct tr_instant *now,
                        struct tr_result *result)
 {
@@ -203,6 +215,7 @@ void tr_engine_receive(struct tr_endpoint *endpoint, const struct tr_packet *pac
         return tr_park(&turn, odd);
     if (turn.view.flags & TR_SYN && turn.view.flags & (TR_RST | TR_FIN))
         return tr_drop(&turn, TR_MALFORMED_PACKET);
+    prefetch(&turn);
     owned = tr_find_owned(endpoint, &turn.tuple, turn.hash);
     if (!owned && endpoint->owned.count && names_syn(&key, &turn))
         owned = tr_find_owned(endpoint, &key, tr_hash(endpoint, &key, sizeof key));

@@ -42,8 +42,11 @@ void tr_table_free(struct tr_table *table)
 
 void *tr_table_find(const struct tr_table *table, uint64_t hash, const void *key)
 {
-    struct tr_link *link = link_at(table, *bucket(table, (uint32_t)hash));
+    struct tr_link *link;
 
+    if (!table->count)
+        return NULL;
+    link = link_at(table, *bucket(table, (uint32_t)hash));
     while (link && (link->hash != (uint32_t)hash || memcmp(link + 1, key, table->key_size) != 0))
         link = link_at(table, link->next);
     return link;

@@ -44,6 +44,13 @@ void tr_table_remove(struct tr_table *, void *entry);
 void *tr_table_oldest(const struct tr_table *);
 void *tr_table_newer(const struct tr_table *, const void *entry);
 
+/* Ask for the memory that tr_table_find will look at first: for several tables at once it then takes as long as for one. */
+static inline void tr_table_prefetch(const struct tr_table *table, uint64_t hash)
+{
+    if (table->count)
+        __builtin_prefetch(&table->buckets[(uint32_t)hash & (table->limit - 1)]);
+}
+
 static inline bool tr_table_full(const struct tr_table *table)
 {
     return table->count == table->limit;
