@@ -256,7 +256,7 @@ static double mac_us(uint32_t rounds)
 
     for (uint32_t i = 0; i < rounds; i++) {
         key[0] = (uint8_t)i;
-        if (!mac || !tr_mac_write(mac, octets, key, "TRM1_ack", parts, 3))
+        if (!mac || !tr_mac_write(mac, octets, key, TR_ROLE_ACK, parts, 3))
             fail("no MAC");
     }
     tr_mac_free(mac);

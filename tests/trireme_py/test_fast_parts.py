@@ -21,6 +21,7 @@ from trireme_py.endpoint import HALF_OPEN_NS
 from trireme_py.errors import BadPacket
 from trireme_py.model import DropReason, Protocol, Reason
 from trireme_py.packet import has_fast_open, parse_packet_untrusted, tcp_checksum_is_right
+from trireme_py.wire import PERSON_ACK, PERSON_CONFIRM, PERSON_RESUME, PERSON_SYN_ACK
 
 SOURCES = Path(__file__).parents[2] / "trireme_py" / "fastpath"
 V4 = (packed("10.1.0.2"), 40_000), (packed("10.1.0.3"), 80)
@@ -31,8 +32,9 @@ REASONS = list(DropReason)
 def test_mac_is_keyed_and_personalised_blake2s() -> None:
     rng = random.Random(1)
     for size in range(260):
-        key, person, data = rng.randbytes(32), rng.randbytes(8), rng.randbytes(size)
-        assert _fastpath.mac(key, person, data) == blake2s(data, digest_size=16, key=key, person=person).digest()
+        key, data = rng.randbytes(32), rng.randbytes(size)
+        for role, person in enumerate((PERSON_SYN_ACK, PERSON_ACK, PERSON_RESUME, PERSON_CONFIRM)):
+            assert _fastpath.mac(key, role, data) == blake2s(data, digest_size=16, key=key, person=person).digest()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@
 enum { VERSION = 1 };
 
 static const uint8_t magic[4] = {0xf7, 'T', 'R', 'M'};
-static const char person_syn_ack[] = "TRM1sack", person_ack[] = "TRM1_ack", person_resume[] = "TRM1resu", person_confirm[] = "TRM1conf";
 
 bool tr_is_message(const uint8_t *payload, uint32_t size)
 {
@@ -83,7 +82,7 @@ bool tr_write_syn_ack(struct tr_mac *mac, uint8_t fixed[TR_SYN_ACK_FIXED], const
     memcpy(fixed + 60, client->address, 16);
     tr_put16(fixed + 76, server->port);
     tr_put16(fixed + 78, client->port);
-    return tr_mac_write(mac, fixed + TR_SYN_ACK_MAC, key, person_syn_ack, parts, 2);
+    return tr_mac_write(mac, fixed + TR_SYN_ACK_MAC, key, TR_ROLE_SYN_ACK, parts, 2);
 }
 
 void tr_read_ends_untrusted(const uint8_t syn_ack[TR_SYN_ACK_FIXED], struct tr_end *server, struct tr_end *client)
@@ -99,7 +98,7 @@ bool tr_syn_ack_is_proven(struct tr_mac *mac, const uint8_t key[TR_KEY_SIZE], co
 {
     const struct tr_part parts[] = {{syn, TR_SYN_FIXED}, {syn_ack, TR_SYN_ACK_MAC}};
 
-    return tr_mac_is_right(mac, syn_ack + TR_SYN_ACK_MAC, key, person_syn_ack, parts, 2);
+    return tr_mac_is_right(mac, syn_ack + TR_SYN_ACK_MAC, key, TR_ROLE_SYN_ACK, parts, 2);
 }
 
 bool tr_write_proof(struct tr_mac *mac, uint8_t proof[TR_PROOF], const uint8_t key[TR_KEY_SIZE], const uint8_t syn[TR_SYN_FIXED],
@@ -108,7 +107,7 @@ bool tr_write_proof(struct tr_mac *mac, uint8_t proof[TR_PROOF], const uint8_t k
     const struct tr_part parts[] = {{syn, TR_SYN_FIXED}, {syn_ack, TR_SYN_ACK_FIXED}, {proof, TR_HEADER}};
 
     write_header(proof, TR_MESSAGE_ACK, 0);
-    return tr_mac_write(mac, proof + TR_HEADER, key, person_ack, parts, 3);
+    return tr_mac_write(mac, proof + TR_HEADER, key, TR_ROLE_ACK, parts, 3);
 }
 
 bool tr_proof_is_right(struct tr_mac *mac, const uint8_t proof[TR_PROOF], const uint8_t key[TR_KEY_SIZE],
@@ -116,7 +115,7 @@ bool tr_proof_is_right(struct tr_mac *mac, const uint8_t proof[TR_PROOF], const 
 {
     const struct tr_part parts[] = {{syn, TR_SYN_FIXED}, {syn_ack, TR_SYN_ACK_FIXED}, {proof, TR_HEADER}};
 
-    return tr_mac_is_right(mac, proof + TR_HEADER, key, person_ack, parts, 3);
+    return tr_mac_is_right(mac, proof + TR_HEADER, key, TR_ROLE_ACK, parts, 3);
 }
 
 /* -- datagrams -- */
@@ -155,7 +154,7 @@ bool tr_write_resume(struct tr_mac *mac, uint8_t fixed[TR_RESUME_FIXED], const u
     memcpy(fixed + 12, ticket, TR_NONCE_SIZE);
     tr_put64(fixed + 28, counter);
     resume_parts(parts, fixed, hello, ends, port, payload);
-    return tr_mac_write(mac, fixed + TR_RESUME_MAC, key, person_resume, parts, RESUME_PARTS);
+    return tr_mac_write(mac, fixed + TR_RESUME_MAC, key, TR_ROLE_RESUME, parts, RESUME_PARTS);
 }
 
 bool tr_read_resume_untrusted(struct tr_resume_view *view, const uint8_t *message, uint32_t size)
@@ -180,7 +179,7 @@ bool tr_resume_is_proven(struct tr_mac *mac, const struct tr_resume_view *resume
     uint8_t port[2];
 
     resume_parts(parts, resume->fixed, resume->hello.fixed, ends, port, payload);
-    return tr_mac_is_right(mac, resume->fixed + TR_RESUME_MAC, key, person_resume, parts, RESUME_PARTS);
+    return tr_mac_is_right(mac, resume->fixed + TR_RESUME_MAC, key, TR_ROLE_RESUME, parts, RESUME_PARTS);
 }
 
 bool tr_write_confirm(struct tr_mac *mac, uint8_t confirm[TR_CONFIRM], const uint8_t resume[TR_RESUME_FIXED], const uint8_t hello[TR_SYN_FIXED],
@@ -194,7 +193,7 @@ bool tr_write_confirm(struct tr_mac *mac, uint8_t confirm[TR_CONFIRM], const uin
     memcpy(confirm + TR_CONFIRM_ENDS + 16, client->address, 16);
     tr_put16(confirm + TR_CONFIRM_ENDS + 32, server->port);
     tr_put16(confirm + TR_CONFIRM_ENDS + 34, client->port);
-    return tr_mac_write(mac, confirm + TR_CONFIRM_MAC, key, person_confirm, parts, 3);
+    return tr_mac_write(mac, confirm + TR_CONFIRM_MAC, key, TR_ROLE_CONFIRM, parts, 3);
 }
 
 void tr_read_confirm_ends_untrusted(const uint8_t confirm[TR_CONFIRM], struct tr_end *server, struct tr_end *client)
@@ -210,7 +209,7 @@ bool tr_confirm_is_proven(struct tr_mac *mac, const uint8_t confirm[TR_CONFIRM],
 {
     const struct tr_part parts[] = {{resume, TR_RESUME_FIXED}, {hello, TR_SYN_FIXED}, {confirm, TR_CONFIRM_MAC}};
 
-    return tr_mac_is_right(mac, confirm + TR_CONFIRM_MAC, key, person_confirm, parts, 3);
+    return tr_mac_is_right(mac, confirm + TR_CONFIRM_MAC, key, TR_ROLE_CONFIRM, parts, 3);
 }
 
 /* A CONFIRM without its counter and MAC: one proof does for whichever of a flow's arrives first. */
@@ -231,7 +230,7 @@ bool tr_write_datagram_proof(struct tr_mac *mac, uint8_t proof[TR_PROOF], const 
 
     write_header(proof, TR_MESSAGE_PROOF, 0);
     proof_parts(parts, hello, confirm, proof);
-    return tr_mac_write(mac, proof + TR_HEADER, key, person_ack, parts, PROOF_PARTS);
+    return tr_mac_write(mac, proof + TR_HEADER, key, TR_ROLE_ACK, parts, PROOF_PARTS);
 }
 
 bool tr_datagram_proof_is_right(struct tr_mac *mac, const uint8_t proof[TR_PROOF], const uint8_t key[TR_KEY_SIZE],
@@ -240,5 +239,5 @@ bool tr_datagram_proof_is_right(struct tr_mac *mac, const uint8_t proof[TR_PROOF
     struct tr_part parts[PROOF_PARTS];
 
     proof_parts(parts, hello, confirm, proof);
-    return tr_mac_is_right(mac, proof + TR_HEADER, key, person_ack, parts, PROOF_PARTS);
+    return tr_mac_is_right(mac, proof + TR_HEADER, key, TR_ROLE_ACK, parts, PROOF_PARTS);
 }

@@ -178,19 +178,21 @@ struct tr_token *tr_module_token(PyObject *object)
 static PyObject *module_mac(PyObject *module, PyObject *args)
 {
     uint8_t octets[TR_MAC_SIZE];
-    const char *key, *person, *data;
-    Py_ssize_t key_size, person_size, size;
+    const char *key, *data;
+    Py_ssize_t key_size, size;
+    unsigned int role;
     struct tr_part part;
     struct tr_mac *mac;
     bool made;
 
     (void)module;
-    if (!PyArg_ParseTuple(args, "y#y#y#", &key, &key_size, &person, &person_size, &data, &size) ||
-        tr_module_wants(key_size, TR_MAC_KEY_SIZE, "key") < 0 || tr_module_wants(person_size, TR_PERSON_SIZE, "personalisation") < 0)
+    if (!PyArg_ParseTuple(args, "y#Iy#", &key, &key_size, &role, &data, &size) || tr_module_wants(key_size, TR_MAC_KEY_SIZE, "key") < 0)
         return NULL;
+    if (role >= TR_ROLES)
+        return PyErr_Format(PyExc_ValueError, "role %u: 0 to %d", role, TR_ROLES - 1);
     part = (struct tr_part){data, (size_t)size};
     mac = tr_mac_new();
-    made = mac && tr_mac_write(mac, octets, (const uint8_t *)key, person, &part, 1);
+    made = mac && tr_mac_write(mac, octets, (const uint8_t *)key, (enum tr_role)role, &part, 1);
     tr_mac_free(mac);
     return made ? PyBytes_FromStringAndSize((const char *)octets, TR_MAC_SIZE) : PyErr_NoMemory();
 }
@@ -246,7 +248,7 @@ static PyObject *module_complete_sum(PyObject *module, PyObject *args)
 }
 
 static PyMethodDef module_methods[] = {
-    {"mac", module_mac, METH_VARARGS, "mac(key, personalisation, data): keyed BLAKE2s, 16 octets. For tests."},
+    {"mac", module_mac, METH_VARARGS, "mac(key, role, data): keyed BLAKE2s, 16 octets, personalised for SYN-ACK, ACK, RESUME or CONFIRM (0 to 3). For tests."},
     {"siphash", module_siphash, METH_VARARGS, "siphash(key, data): SipHash-2-4. For tests."},
     {"parse", module_parse, METH_VARARGS, "parse(packet): what the engine sees of it, or the number of the reason to drop it. For tests."},
     {"complete_sum", module_complete_sum, METH_VARARGS, "complete_sum(packet): the packet with its transport checksum filled in. For tests."},
