@@ -6,6 +6,7 @@ All lanes are there at once and are loaded in turns, so that each turn of one ha
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -41,10 +42,12 @@ class Kind:
 
     name: str
     what: Protection | str
-    """``none``, ``floor`` (C) or ``netfilterqueue``, if not ours."""
+    """``none``, ``conntrack``, ``floor`` (C) or ``netfilterqueue``, if not ours."""
 
 
 UNPROTECTED: Final = Kind("unprotected", "none")
+TRACKED: Final = Kind("connection tracking, one rule", "conntrack")
+"""What remembering anything of a connection in the kernel costs, whoever does it."""
 FLOOR: Final = Kind("queue floor (C)", "floor")
 KINDS: Final = (
     UNPROTECTED,
@@ -101,6 +104,12 @@ def private_kb(pid: int) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:")))
 
 
+def busy_s() -> float:
+    """Return the seconds that all processors have not been idle so far (proc_stat(5)), in steps of a tick."""
+    user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text("ascii").split()[1:9])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
 @dataclass(slots=True)
 class Lane:
     """A lane that stands."""
@@ -134,10 +143,13 @@ class Lane:
     def datagrams(self, flows: int, later: int, port: int = PORT) -> dict[str, Any]:
         return self.load(self.client, "datagrams", self.server.ipv4, port, flows, later)
 
-    def stream(self, seconds: float) -> float:
-        """Return octets per second of one connection."""
+    def stream(self, seconds: float) -> dict[str, float]:
+        """Load it with one stream. Returns its ``octets``, its ``rate`` (octets a second), and ``busy``: the processor
+        time of the whole machine meanwhile, in seconds."""
+        before = busy_s()
         result = self.load(self.client, "stream", self.server.ipv4, PORT, seconds)
-        return float(result["octets"] / result["elapsed"] * 1e9)
+        octets = float(result["octets"])
+        return {"octets": octets, "rate": octets / result["elapsed"] * 1e9, "busy": busy_s() - before}
 
     def queued(self) -> int:
         """Return how many packets have gone through the queues of both ends so far."""
@@ -161,6 +173,10 @@ def _protect(stack: ExitStack, lab: Lab, client: LabPod, server: LabPod, kind: K
     paths = [str(client.path), str(server.path)]
     match kind.what:
         case "none":
+            return None
+        case "conntrack":
+            for pod in (client, server):
+                pod.command("iptables-nft", "-A", "INPUT", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP")
             return None
         case "floor":
             argv = [str(BUILD / "floor"), "1", *paths]
