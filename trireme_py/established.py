@@ -33,6 +33,8 @@ class Established:
             live.cut = not decision.allowed
             if live.cut:
                 return self._cut(packet)
+            if packet.protocol == Protocol.TCP:
+                endpoint.live.put(turn.tuple5, live, turn.now.mono_ns)  # accepted as if it were new
         return Result(turn.accept)
 
     def _cut(self, packet: Packet) -> Result:

@@ -434,7 +434,7 @@ class FastDatapath(Datapath):
         for tuple5 in due:
             live, flow = tables.live.get(tuple5), tables.clients.get(tuple5)
             if live is None or not is_settled(live, flow, tables.policy):
-                continue  # should it be accepted once more it settles once more
+                continue  # should it be accepted once more, or judged again, it settles once more
             # The proof of another one, true or not, would be a segment of this one to the engine.
             if tuple5 not in opening and self._take_back(now, pod, tuple5, live, flow):
                 tables.clients.pop(tuple5)

@@ -17,6 +17,12 @@ SETTLED_NS: Final = 1_000_000_000
 """What was late or repeated has come by then, and Python's verdicts have long been given."""
 
 
+def _engine_tuple(tuple5: Tuple5) -> tuple[int, Address, int, Address, int]:
+    """Return a connection's name as the engine takes it."""
+    protocol, own, own_port, other, other_port = tuple5
+    return protocol, own, own_port or 0, other, other_port or 0
+
+
 class OwnedTable(BoundedTable[Tuple5, V]):
     """Connections that Python remembers: the engine leaves them alone.
 
@@ -31,14 +37,12 @@ class OwnedTable(BoundedTable[Tuple5, V]):
         self._foreign = foreign
 
     def entered(self, key: Tuple5) -> None:
-        protocol, own, own_port, other, other_port = key
-        if protocol in _CONNECTED:
-            self._engine.own(protocol, own, own_port or 0, other, other_port or 0, 0, self._foreign)
+        if key[0] in _CONNECTED:
+            self._engine.own(*_engine_tuple(key), 0, self._foreign)
 
     def left(self, key: Tuple5) -> None:
-        protocol, own, own_port, other, other_port = key
-        if protocol in _CONNECTED:
-            self._engine.disown(protocol, own, own_port or 0, other, other_port or 0, 0, self._foreign)
+        if key[0] in _CONNECTED:
+            self._engine.disown(*_engine_tuple(key), 0, self._foreign)
 
 
 class AcceptedTable(OwnedTable[Live]):
@@ -65,16 +69,25 @@ class OwnedSyns(BoundedTable[tuple[Address, int, int], ServerFlow]):
         self._engine = engine
 
     def put(self, key: tuple[Address, int, int], value: ServerFlow, mono_ns: int) -> ServerFlow | None:
-        if key not in self:
+        before = self.get(key)
+        if before is None:
             # By the identity the engine knows what the proof is worth that will come.
             if value.peer is None:
                 self._engine.own(Protocol.TCP, b"", 0, *key)
             else:
                 self._engine.own_syn(*key, value.peer.identity.id)
+        # And its ports: what the engine accepted there would still be this exchange's to Python. Anybody can begin one.
+        self._engine.own(*_engine_tuple(value.tuple5), 0, True)
+        if before is not None:
+            self._engine.disown(*_engine_tuple(before.tuple5), 0, True)
         return super().put(key, value, mono_ns)
 
-    def left(self, key: tuple[Address, int, int]) -> None:
-        self._engine.disown(Protocol.TCP, b"", 0, *key)
+    def pop(self, key: tuple[Address, int, int]) -> ServerFlow | None:
+        value = super().pop(key)
+        if value is not None:
+            self._engine.disown(Protocol.TCP, b"", 0, *key)
+            self._engine.disown(*_engine_tuple(value.tuple5), 0, True)
+        return value
 
 
 class BareTargets(BoundedTable[tuple[Address, int | None], bool]):

@@ -168,7 +168,7 @@ static void meddle(struct scene *scene)
 }
 
 /* As Python does with what nothing keeps there: it may be the engine's again, once. */
-static void give_back(struct scene *scene, int pod, const uint8_t *octets, uint32_t size)
+static int give_back(struct scene *scene, int pod, const uint8_t *octets, uint32_t size)
 {
     struct tr_endpoint *endpoint = scene->pods[pod];
     struct tr_token *const *own = &scene->tokens[2 * pod], *const *others = &scene->tokens[2 * (1 - pod)];
@@ -177,13 +177,14 @@ static void give_back(struct scene *scene, int pod, const uint8_t *octets, uint3
     int taken = 0;
 
     if (!exact)
-        return;
+        return 0;
     memcpy(exact, octets, size);
     for (int i = 0; i < 6; i++)
         taken += tr_take_back(endpoint, exact, size, local[i / 2], others[i % 2], scene->now.mono_ns);
     if (taken > 1 || (taken && !tr_live_tuples(endpoint, &(struct tr_tuple){0}, 1)))
         abort();
     free(exact);
+    return taken;
 }
 
 static void meet(struct scene *scene, int pod, enum tr_hook hook)
@@ -222,7 +223,8 @@ static void meet(struct scene *scene, int pod, enum tr_hook hook)
 
             if (size > TR_HANDOVER)
                 abort();
-            give_back(scene, pod, handover, size); /* in vain */
+            if (give_back(scene, pod, handover, size) && size)
+                abort(); /* it is on its way */
             tr_engine_receive(endpoint, &packet, &scene->now, &result);
             if (result.verdict != TR_PARK && result.verdict != TR_DROP)
                 abort(); /* it is Python's until it is returned */

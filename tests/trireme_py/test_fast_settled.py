@@ -156,6 +156,22 @@ def test_a_connection_whose_proof_was_lost_comes_back(shop: Shop) -> None:
         assert (counters(pod).owned, counters(pod).live) == (0, 1)
 
 
+def test_a_connection_that_a_new_policy_has_let_through_comes_back(shop: Shop) -> None:
+    """A policy that came before it had settled must not keep its ports in Python."""
+    connection = connect(shop)
+    shop.client.set_policy(only_to(SERVER))
+    shop.server.set_policy(only_from(CLIENT))
+    shop.world.run(3)
+    assert (counters(shop.server).owned > 0, counters(shop.server).live) == (True, 0), (
+        "nothing has asked the policy yet"
+    )
+    connection.write(b", please")
+    shop.world.run(SETTLED)
+    assert bytes(connection.received) == b"one beer, please"
+    for pod in (shop.client, shop.server):
+        assert (counters(pod).owned, counters(pod).live) == (0, 1)
+
+
 # -- what must not come back ------------------------------------------------------------------------------------------
 
 
@@ -196,6 +212,25 @@ def test_an_exchange_that_begins_in_python_keeps_the_old_connection_there(shop: 
     shop.world.run(100)  # nobody has proved anything, and the exchange is forgotten
     assert (6, shop.server.address(), 80, shop.client.address(), PORT) not in tables.live
     assert counters(shop.server).owned == 0
+
+
+def test_an_exchange_that_python_has_keeps_its_ports_there(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the engine accepted on them would be that exchange's to Python, as soon as it is handed over."""
+    connect(shop, PORT + 1)
+    shop.world.run(SETTLED)
+    with monkeypatch.context() as patch:
+        patch.setattr(shop.world, "on_wire", lambda _: ())
+        shop.server.arrive(syn_of_client(shop, 7, FAST_OPEN).build())
+    for one in list(shop.server.host.connections.values()):
+        if PORT in one.key:
+            one.end("over")
+    connection = connect(shop)
+    shop.world.run(SETTLED)
+    shop.server.set_policy(only_from(CLIENT))
+    connection.write(b", please")
+    shop.world.run(0.5)
+    assert bytes(connection.received) == b"one beer, please"
+    assert not shop.server.drops
 
 
 def test_a_copied_syn_does_not_touch_what_came_back(shop: Shop) -> None:
