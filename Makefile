@@ -82,7 +82,7 @@ build/bench/load: bench/load.c
 	@mkdir -p $(@D)
 	@$(CC) $(BENCH_CFLAGS) -o $@ $<
 
-build/bench/floor: bench/floor.c $(FASTPATH_IO) $(wildcard trireme_py/fastpath/*.h)
+build/bench/floor: bench/floor.c bench/never_parks.h $(FASTPATH_IO) $(wildcard trireme_py/fastpath/*.h)
 	@mkdir -p $(@D)
 	@$(CC) $(BENCH_CFLAGS) -o $@ $< $(FASTPATH_IO)
 

@@ -17,6 +17,7 @@
 #include <linux/netlink.h>
 
 #include "../trireme_py/fastpath/worker.h"
+#include "never_parks.h"
 
 #define QUEUE 7
 #define PROTOCOL_TCP 6
@@ -49,55 +50,6 @@ void tr_engine_receive(struct tr_endpoint *endpoint, const struct tr_packet *pac
         result->verdict = TR_PASS_CLEAR;
     if (protocol == PROTOCOL_UDP && packet->captured > head + 3 && !goes_on(data + head)) result->verdict = TR_PASS;
     if (result->verdict == TR_ACCEPT && packet->more) *result = (struct tr_result){.verdict = TR_PASS, .deferred = true};
-}
-
-void tr_endpoint_lock(struct tr_endpoint *endpoint)
-{
-    (void)endpoint;
-}
-
-void tr_endpoint_unlock(struct tr_endpoint *endpoint)
-{
-    (void)endpoint;
-}
-
-void tr_engine_count(struct tr_endpoint *endpoint, enum tr_reason reason, uint64_t packets)
-{
-    (void)endpoint;
-    (void)reason;
-    (void)packets;
-}
-
-/* Nothing is ever parked, and nothing is drawn. */
-uint32_t tr_engine_hand_over(struct tr_endpoint *endpoint, const struct tr_packet *packet, uint8_t *out)
-{
-    (void)endpoint;
-    (void)packet;
-    (void)out;
-    abort();
-}
-
-void tr_engine_returned(struct tr_endpoint *endpoint, const uint8_t *data, uint32_t captured, enum tr_hook hook)
-{
-    (void)endpoint;
-    (void)data;
-    (void)captured;
-    (void)hook;
-    abort();
-}
-
-uint32_t tr_engine_entropy_room(const struct tr_endpoint *endpoint)
-{
-    (void)endpoint;
-    return 0;
-}
-
-void tr_engine_add_entropy(struct tr_endpoint *endpoint, const uint8_t *data, uint32_t nonces)
-{
-    (void)endpoint;
-    (void)data;
-    (void)nonces;
-    abort();
 }
 
 static void fail(const char *what)

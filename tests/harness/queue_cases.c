@@ -19,6 +19,8 @@
 
 #include "pod.h"
 
+#include "../../bench/never_parks.h"
+
 enum { OUTBOX = 192 << 10, HEAD = sizeof(struct nlmsghdr) + sizeof(struct nfgenmsg), TURNS = 100 };
 enum { PASS = 0x400000, ACCEPT = 0x810000 };
 enum { OTHER = 0x0A010002, PORT = 40000 }; /* whose connection it is */
@@ -32,55 +34,6 @@ void tr_engine_receive(struct tr_endpoint *endpoint, const struct tr_packet *pac
     *result = (struct tr_result){.verdict = packet->data[packet->captured - 1] == 'A' ? TR_ACCEPT : TR_DROP};
     if (result->verdict == TR_ACCEPT && packet->more)
         *result = (struct tr_result){.verdict = TR_PASS, .deferred = true};
-}
-
-void tr_endpoint_lock(struct tr_endpoint *endpoint)
-{
-    (void)endpoint;
-}
-
-void tr_endpoint_unlock(struct tr_endpoint *endpoint)
-{
-    (void)endpoint;
-}
-
-void tr_engine_count(struct tr_endpoint *endpoint, enum tr_reason reason, uint64_t packets)
-{
-    (void)endpoint;
-    (void)reason;
-    (void)packets;
-    abort();
-}
-
-uint32_t tr_engine_hand_over(struct tr_endpoint *endpoint, const struct tr_packet *packet, uint8_t *out)
-{
-    (void)endpoint;
-    (void)packet;
-    (void)out;
-    abort();
-}
-
-void tr_engine_returned(struct tr_endpoint *endpoint, const uint8_t *data, uint32_t captured, enum tr_hook hook)
-{
-    (void)endpoint;
-    (void)data;
-    (void)captured;
-    (void)hook;
-    abort();
-}
-
-uint32_t tr_engine_entropy_room(const struct tr_endpoint *endpoint)
-{
-    (void)endpoint;
-    return 0;
-}
-
-void tr_engine_add_entropy(struct tr_endpoint *endpoint, const uint8_t *data, uint32_t nonces)
-{
-    (void)endpoint;
-    (void)data;
-    (void)nonces;
-    abort();
 }
 
 /* -- the kernel ----------------------------------------------------------------------------------------------------- */
