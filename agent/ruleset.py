@@ -150,6 +150,18 @@ def wanted(rules: PodRules, family: Family) -> Chains:
     )
     begun_anew = ("-m", "mark", "--mark", f"{marks.pass_clear:#x}/{mask}", *clear_connection)
     judged = ("-m", "mark", "!", "--mark", f"0x0/{mask}")
+    # What follows would say the same of these, many rules later: nearly all packets are of them.
+    known = (
+        "-m",
+        "mark",
+        "--mark",
+        f"0x0/{mask}",
+        "-m",
+        "connmark",
+        "--mark",
+        f"{marks.accept_bit:#x}/{marks.node:#x}",
+    )
+    goes_on = (*_NO_SYN, *known, "-g", EPOCH_CHAIN)
     judge: tuple[Words, ...] = (
         (*_ANY_SYN, *_queue(rules)),
         (*_has_surplus(family), *_queue(rules)),
@@ -167,6 +179,7 @@ def wanted(rules: PodRules, family: Family) -> Chains:
             **own_node,
             "TRM-IN": (
                 *from_node,
+                goes_on,
                 *answered,
                 begun_anew,
                 (*_SYN, *judged, *of_node, *clear_connection),
@@ -176,6 +189,7 @@ def wanted(rules: PodRules, family: Family) -> Chains:
                 ("-j", EPOCH_CHAIN),
             ),
             "TRM-OUT": (
+                goes_on,
                 *answered,
                 begun_anew,
                 (*judged, *done),
@@ -189,6 +203,7 @@ def wanted(rules: PodRules, family: Family) -> Chains:
 
 
 _ANY_SYN: Final = ("-p", "tcp", "-m", "tcp", "--tcp-flags", "SYN", "SYN")
+_NO_SYN: Final = ("-p", "tcp", "-m", "tcp", "--tcp-flags", "SYN", "NONE")
 _SYN: Final = ("-p", "tcp", "-m", "tcp", "--tcp-flags", "FIN,SYN,RST,ACK", "SYN")
 _SYN_ACK: Final = ("-p", "tcp", "-m", "tcp", "--tcp-flags", "FIN,SYN,RST,ACK", "SYN,ACK")
 

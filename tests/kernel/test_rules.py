@@ -297,6 +297,13 @@ def test_an_independent_reader_finds_the_same_rules(namespace: Path, writer: str
             **of_node,
             "target": {"CONNMARK": {"set-xmark": "0x0/0xff0000"}},
         }
+        goes_on = {
+            "protocol": "tcp",
+            "tcp": [{"tcp-flags": ["SYN", "NONE"]}],
+            "mark": [{"mark": "0x0/0xff0000"}],
+            "connmark": [{"mark": "0x800000/0xc00000"}],
+            "target": {"goto": "TRM-EPOCH"},
+        }
         (surplus,) = [rule for rule in map(simplified, mangle["TRM-IN"]) if "bpf" in rule]
         assert surplus == {"protocol": "udp", "bpf": surplus["bpf"], **queue}
         untracked = {"protocol": "udp", "bpf": surplus["bpf"], "target": {"CT": {"notrack": ""}}}
@@ -314,11 +321,11 @@ def test_an_independent_reader_finds_the_same_rules(namespace: Path, writer: str
                 {**of_node, **mark_node},
             ],
             "TRM-IN": [
-                *(from_node, *answered, unmark, stranger, passed, *judge),
+                *(from_node, goes_on, *answered, unmark, stranger, passed, *judge),
                 {"protocol": "tcp", **of_node, "target": "RETURN"},
                 epoch,
             ],
-            "TRM-OUT": [*answered, unmark, passed, answer, *judge, {**of_node, "target": "RETURN"}, epoch],
+            "TRM-OUT": [goes_on, *answered, unmark, passed, answer, *judge, {**of_node, "target": "RETURN"}, epoch],
         }
         actual = {chain: rules for table in (raw, mangle) for chain, rules in table.items() if chain.startswith("TRM")}
         assert {chain: [simplified(rule) for rule in rules] for chain, rules in actual.items()} == expected
