@@ -230,6 +230,7 @@ class RuntimeDirectory:
             *replaced,
             self.path / NODE,
             self.observe_socket,
+            self.status_socket,
             self.path / CNI_SOCKET,
             self.path / LOCK,
         ):

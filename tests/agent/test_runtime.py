@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.runtime import Recorded, RuntimeDirectory
+from agent.runtime import CNI_SOCKET, Recorded, RuntimeDirectory
 from trireme_py.errors import ConfigError
 
 PATIENCE_S = 30.0
@@ -27,6 +27,15 @@ def test_what_is_written_can_be_read_by_the_next_agent(tmp_path: Path) -> None:
     assert second.remove()
     second.release()
     assert not (tmp_path / "run").exists()
+
+
+def test_removing_takes_the_sockets_of_an_agent_that_was_killed(tmp_path: Path) -> None:
+    runtime = RuntimeDirectory(tmp_path / "run")
+    runtime.lock()
+    for path in (runtime.observe_socket, runtime.status_socket, runtime.path / CNI_SOCKET):
+        path.touch()
+    assert runtime.remove()
+    runtime.release()
 
 
 def test_removing_leaves_what_is_not_ours(tmp_path: Path) -> None:
