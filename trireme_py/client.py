@@ -96,7 +96,7 @@ class ClientSide:
         flow.state, flow.syn = state, syn
         flow.sent += 1
         flow.last_was_bare = bare
-        self._remember(turn, flow)
+        self.remember(turn.pod, flow, turn.now.mono_ns)
         return Result(Verdict.PASS_CLEAR, packet=rewritten)
 
     def _open(self, turn: Turn, syn: Packet) -> ClientFlow:
@@ -109,9 +109,6 @@ class ClientSide:
         """Tell whether a SYN may be for the pod's own node, which policy cannot forbid. Only the answer tells: the
         node's own never comes here (docs/datapath.md), and one from behind a NodePort is judged."""
         return packet.destination in self._shared.settings.node_addresses
-
-    def _remember(self, turn: Turn, flow: ClientFlow) -> None:
-        self.remember(turn.pod, flow, turn.now.mono_ns)
 
     def remember(self, endpoint: Endpoint, flow: ClientFlow, mono_ns: int) -> None:
         """Remember a connection that is being opened, and give up what is held of whatever goes for it."""
@@ -193,7 +190,7 @@ class ClientSide:
         flow.state, flow.peer, flow.actual = state, peer, answer.server
         flow.server_isn, flow.syn_ack_fixed, flow.policy = packet.sequence, answer.fixed, turn.pod.policy
         flow.proof = messages.encode_ack(syn_fixed, answer.fixed, key)
-        self._remember(turn, flow)
+        self.remember(turn.pod, flow, turn.now.mono_ns)
         return Result(Verdict.PASS, packet=with_tcp(packet, b""))
 
     def _bare_syn_ack(self, turn: Turn, flow: ClientFlow) -> Result:
@@ -217,7 +214,7 @@ class ClientSide:
         if flow.state in AWAITING_SYN_ACK:
             flow.server_isn = packet.sequence
         flow.state, flow.actual, flow.policy = state, actual, endpoint.policy
-        self._remember(turn, flow)
+        self.remember(turn.pod, flow, turn.now.mono_ns)
         stripped = with_tcp(packet, b"") if packet.payload_length else None
         return Result(Verdict.PASS, packet=stripped)
 
@@ -230,7 +227,7 @@ class ClientSide:
         """The same SYN-ACK again: our proof was lost, or the pod's kernel has not seen the first copy yet."""
         if flow.state in AWAITING_ACK:
             return Result(Verdict.PASS, packet=with_tcp(turn.packet, b""))
-        self._remember(turn, flow)
+        self.remember(turn.pod, flow, turn.now.mono_ns)
         return self._prove_again(turn.now, flow)
 
     def _prove_again(self, now: Instant, flow: ClientFlow) -> Result:
@@ -309,7 +306,7 @@ class ClientSide:
             Direction.EGRESS, identity, address, port, turn.pod.policy, flow.isn, tolerated=tolerated, peer=flow.peer
         )  # fmt: skip
         turn.pod.live.put(flow.key, live, turn.now.mono_ns)
-        self._remember(turn, flow)
+        self.remember(turn.pod, flow, turn.now.mono_ns)
         if flow.peer is not None and flow.local is not None:
             dialled = (flow.key[3], flow.key[4] or 0)
             lesson = Acceptance(

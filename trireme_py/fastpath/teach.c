@@ -257,8 +257,10 @@ void tr_own(struct tr_endpoint *endpoint, const struct tr_tuple *tuple, bool for
 
 void tr_own_syn(struct tr_endpoint *endpoint, const struct tr_tuple *tuple, const uint8_t peer[TR_ID_SIZE])
 {
-    tr_own(endpoint, tuple, false);
-    memcpy(find_owned(endpoint, tuple)->peer, peer, TR_ID_SIZE);
+    struct tr_owned *owned = tr_put_owned(endpoint, tuple);
+
+    owned->references++;
+    memcpy(owned->peer, peer, TR_ID_SIZE);
 }
 
 void tr_disown(struct tr_endpoint *endpoint, const struct tr_tuple *tuple, bool foreign)
