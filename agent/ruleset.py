@@ -151,17 +151,9 @@ def wanted(rules: PodRules, family: Family) -> Chains:
     begun_anew = ("-m", "mark", "--mark", f"{marks.pass_clear:#x}/{mask}", *clear_connection)
     judged = ("-m", "mark", "!", "--mark", f"0x0/{mask}")
     # What follows would say the same of these, many rules later: nearly all packets are of them.
-    known = (
-        "-m",
-        "mark",
-        "--mark",
-        f"0x0/{mask}",
-        "-m",
-        "connmark",
-        "--mark",
-        f"{marks.accept_bit:#x}/{marks.node:#x}",
-    )
-    goes_on = (*_NO_SYN, *known, "-g", EPOCH_CHAIN)
+    unanswered = ("-m", "mark", "--mark", f"0x0/{mask}")
+    accepted = ("-m", "connmark", "--mark", f"{marks.accept_bit:#x}/{marks.node:#x}")
+    goes_on = (*_NO_SYN, *unanswered, *accepted, "-g", EPOCH_CHAIN)
     judge: tuple[Words, ...] = (
         (*_ANY_SYN, *_queue(rules)),
         (*_has_surplus(family), *_queue(rules)),
