@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.harness import world
+from tests.harness.fastpath import counters, fast
 from tests.harness.segments import ACK, RST, SYN, packed, read, tcp
 from tests.harness.shop import CLIENT, SERVER, Shop, lose
 from tests.harness.standin_policy import only_from, only_to
@@ -14,7 +15,7 @@ from tests.harness.tcp import SECOND
 from tests.harness.world import Pod
 from trireme_py.datapath import Caught
 from trireme_py.endpoint import Endpoint
-from trireme_py.fast import Counters, FastDatapath, Parked
+from trireme_py.fast import Parked
 from trireme_py.handshake import State
 from trireme_py.messages import encode_syn
 from trireme_py.model import Direction, DropReason, Hook, Reason, Verdict
@@ -30,15 +31,6 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
     """A warm client and a warm server."""
     monkeypatch.setattr(world, "IMPLEMENTATION", "c")
     return Shop()
-
-
-def fast(pod: Pod) -> FastDatapath:
-    assert isinstance(pod.datapath, FastDatapath)
-    return pod.datapath
-
-
-def counters(pod: Pod) -> Counters:
-    return fast(pod).counters(0)
 
 
 def offer(pod: Pod, hook: Hook, data: bytes) -> tuple[int, int, bytes | None]:

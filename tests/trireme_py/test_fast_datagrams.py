@@ -6,6 +6,7 @@ import pytest
 
 from tests.harness import world
 from tests.harness.datagram_storm import DatagramStorm
+from tests.harness.fastpath import fast
 from tests.harness.overheard import Heard, assert_same, listen_in
 from tests.harness.resolver import PORT, Resolver
 from tests.harness.segments import icmp, udp
@@ -13,10 +14,8 @@ from tests.harness.shop import SERVER
 from tests.harness.standin_policy import only_to
 from tests.harness.surplus import kind_of_datagram
 from tests.harness.tcp import SECOND
-from tests.harness.world import Pod
 from trireme_py.datagram_flows import Warm
 from trireme_py.endpoint import Acceptance
-from trireme_py.fast import FastDatapath
 from trireme_py.model import Decision, Direction, DropReason, Hook, Protocol, Reason
 from trireme_py.packet import parse_packet_untrusted
 from trireme_py.surplus import read_datagram_untrusted
@@ -49,11 +48,6 @@ def test_both_say_the_same_in_a_storm(mode: str, seed: int) -> None:
 @pytest.fixture
 def in_c(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world, "IMPLEMENTATION", "c")
-
-
-def fast(pod: Pod) -> FastDatapath:
-    assert isinstance(pod.datapath, FastDatapath)
-    return pod.datapath
 
 
 def parked(scene: Resolver) -> int:

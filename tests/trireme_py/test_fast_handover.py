@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.harness import world
+from tests.harness.fastpath import fast
 from tests.harness.segments import ACK, SYN, Segment, packed, read, tcp
 from tests.harness.shop import CLIENT, Shop
 from tests.harness.standin_policy import only_from
@@ -40,14 +41,9 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> Ends:
     return Ends()
 
 
-def fast(shop: Shop) -> FastDatapath:
-    assert isinstance(shop.server.datapath, FastDatapath)
-    return shop.server.datapath
-
-
 def tables(shop: Shop) -> Endpoint:
     """Python's own, without those of the engine."""
-    return fast(shop)._endpoints[0]
+    return fast(shop.server)._endpoints[0]
 
 
 def half_open(shop: Shop, sport: int, isn: int) -> Segment:
@@ -67,13 +63,13 @@ def half_open(shop: Shop, sport: int, isn: int) -> Segment:
 
 def parked(shop: Shop, segment: Segment, ticket: int = 1) -> Parked:
     """What the thread in C hands to Python."""
-    engine, now, data = fast(shop).engine_endpoint(0), shop.world.now, segment.build()
+    engine, now, data = fast(shop.server).engine_endpoint(0), shop.world.now, segment.build()
     assert engine.receive(now.mono_ns, now.wall_s, 0, data, False)[0] == PARK
     return Parked(ticket, data, engine.hand_over(0, data))
 
 
 def judge(shop: Shop, *batch: Parked) -> list[Result]:
-    return fast(shop).receive_parked(shop.world.now, 0, Hook.NETWORK, batch)
+    return fast(shop.server).receive_parked(shop.world.now, 0, Hook.NETWORK, batch)
 
 
 # -- what makes room --------------------------------------------------------------------------------------------------
@@ -86,10 +82,10 @@ def test_what_makes_room_for_an_adopted_exchange_is_forgotten_in_every_table(sho
         (result,) = judge(shop, parked(shop, half_open(shop, 1024 + n, 5_000_000 + n), n))
         assert result.verdict is Verdict.HOLD
         full = [(0, Release(n - 4, Verdict.DROP, DropReason.TABLE_FULL))] if n >= 4 else []
-        assert fast(shop).take_releases() == full
+        assert fast(shop.server).take_releases() == full
     assert {flow.key for flow in pod.answered.values()} == set(pod.servers)
     shop.world.mono_ns += 10**12
-    fast(shop).expire(shop.world.now)
+    fast(shop.server).expire(shop.world.now)
     assert (len(pod.servers), len(pod.answered), pod.held_packets) == (0, 0, 0)
 
 
@@ -121,7 +117,7 @@ def test_an_exchange_whose_syn_comes_again_under_another_tuple_is_forgotten(shop
     (new,) = pod.answered.values()
     assert pod.servers.get(new.key) is new is not old
     assert old.key == new.key
-    assert fast(shop).take_releases() == [(0, Release(1, Verdict.DROP, DropReason.UNPROVEN))]
+    assert fast(shop.server).take_releases() == [(0, Release(1, Verdict.DROP, DropReason.UNPROVEN))]
 
 
 def test_what_a_client_holds_is_dropped_when_it_makes_room(ends: Ends) -> None:
@@ -151,7 +147,7 @@ def withdraw_keys(datapath: FastDatapath) -> None:
 def test_an_exchange_whose_keys_were_withdrawn_is_left_out_and_nothing_else(shop: Shop) -> None:
     live = shop.assert_works()
     unproven = half_open(shop, 1024, 5_000_000)
-    withdraw_keys(fast(shop))
+    withdraw_keys(fast(shop.server))
     shop.server.set_policy(only_from(CLIENT))
     own, port, other, other_port = live.key
     accepted = Segment(own, port, other, other_port, 9, 9, ACK, b"data")
@@ -166,7 +162,7 @@ def test_an_exchange_whose_keys_were_withdrawn_is_left_out_and_nothing_else(shop
     ]
     assert set(tables(shop).live) == {(6, other, 80, own, port)}
     assert not tables(shop).servers
-    assert fast(shop).counters(0).owned == 1, "the accepted connection, and nothing for having been in hand"
+    assert fast(shop.server).counters(0).owned == 1, "the accepted connection, and nothing for having been in hand"
 
 
 def test_a_failure_of_ours_costs_the_packet_that_met_it(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,13 +174,13 @@ def test_a_failure_of_ours_costs_the_packet_that_met_it(shop: Shop, monkeypatch:
         adopt(reader, octets, now)
 
     monkeypatch.setattr(Reader, "adopt", failing)
-    fast(shop)._on_failure = lambda _: Verdict.DROP
+    fast(shop.server)._on_failure = lambda _: Verdict.DROP
     batch = [parked(shop, half_open(shop, 1024 + n, 5_000_000 + n), n) for n in range(3)]
     results = judge(shop, *batch)
     assert results[0] == Result(Verdict.DROP, DropReason.INTERNAL_ERROR)
     assert [one.verdict for one in results[1:]] == [Verdict.HOLD] * 2
     assert len(tables(shop).servers) == 2
-    assert fast(shop).counters(0).owned == 4, "the SYN and the ports of each"
+    assert fast(shop.server).counters(0).owned == 4, "the SYN and the ports of each"
 
 
 @pytest.mark.parametrize("side", ["client", "server"])

@@ -7,12 +7,11 @@ from dataclasses import replace
 import pytest
 
 from tests.harness import world
+from tests.harness.fastpath import counters, fast
 from tests.harness.segments import ACK, SYN, Segment, tcp
 from tests.harness.shop import CLIENT, SERVER, Shop, lose
 from tests.harness.standin_policy import only_from, only_to
 from tests.harness.tcp import SECOND, Connection
-from tests.harness.world import Pod
-from trireme_py.fast import Counters, FastDatapath
 from trireme_py.handover import is_settled
 from trireme_py.messages import encode_syn
 from trireme_py.model import DropReason, Verdict
@@ -28,15 +27,6 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
     """Two ends that have not met."""
     monkeypatch.setattr(world, "IMPLEMENTATION", "c")
     return Shop()
-
-
-def fast(pod: Pod) -> FastDatapath:
-    assert isinstance(pod.datapath, FastDatapath)
-    return pod.datapath
-
-
-def counters(pod: Pod) -> Counters:
-    return fast(pod).counters(0)
 
 
 def connect(shop: Shop, port: int = PORT) -> Connection:
